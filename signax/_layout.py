@@ -1,0 +1,258 @@
+"""Which part of an optimizer's state is each worker's own, read from JAX's types.
+
+A momentum before the network link differs between workers; a step count, and whatever stands after
+the link, does not. Nobody has to annotate which is which: `tx.update` is traced once inside
+`jax.shard_map` with gradients that vary over the workers, and JAX's own types say which leaves of
+the new state vary. Those are fed back as the state's types until nothing changes.
+
+Worker-local leaves are stacked: they get a leading axis, one row for each worker, sharded over the
+workers' axes. All other leaves are replicated.
+
+    momentum  [d] on each of M workers   ->   [M, d], PartitionSpec("workers")
+    count     []  the same everywhere    ->   [],     PartitionSpec()
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+from signax import _workers
+
+AnyMesh = Mesh | AbstractMesh | int
+
+
+class Layout(NamedTuple):
+    """What one worker holds, and how it is laid out over all of them."""
+
+    state: Any  # tree of jax.ShapeDtypeStruct: the state as one worker sees it
+    specs: Any  # the same tree of PartitionSpec: P(axes) for worker-local leaves, else P()
+
+
+def make_worker_mesh(num_workers: int | None = None, axis_name: str = "workers") -> Mesh:
+    """Makes a mesh of workers, one for each device.
+
+    Args:
+      num_workers: M; None is all devices. Fewer takes the first M.
+      axis_name: The name of the workers' axis.
+
+    Returns:
+      A one-axis `jax.sharding.Mesh`.
+
+    Raises:
+      ValueError: If there are fewer devices than workers.
+
+    Example:
+      >>> mesh = signax.make_worker_mesh(2)
+      >>> mesh.shape["workers"]
+      2
+    """
+    devices = jax.devices()
+    num_workers = len(devices) if num_workers is None else num_workers
+    if not 1 <= num_workers <= len(devices):
+        raise ValueError(
+            f"make_worker_mesh: {num_workers} workers need as many devices, and JAX sees"
+            f" {len(devices)} ({devices[0].platform}). For CPU workers write"
+            f' jax.config.update("jax_num_cpu_devices", {max(num_workers, 1)}) before JAX is first'
+            " used; for more workers than devices use signax.simulate_train_step."
+        )
+    return jax.make_mesh(
+        (num_workers,), (axis_name,), (AxisType.Auto,), devices=devices[:num_workers]
+    )
+
+
+def state_specs(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) -> Any:
+    """Finds how an optimizer's state is laid out over the workers.
+
+    Args:
+      tx: Any chain with a network link.
+      params: The parameters, or a tree of `jax.ShapeDtypeStruct`.
+      mesh: The workers' mesh, or the number M of simulated workers.
+
+    Returns:
+      A tree like the state, of `PartitionSpec`: `P(axes)` for leaves that differ between the
+      workers over these axes (stacked on a leading axis), `P()` for the others. Use it as
+      `in_specs` and `out_specs` of your own `jax.shard_map`.
+
+    Raises:
+      ValueError: If the update differs between workers, because the chain has no network link.
+
+    Example:
+      >>> params = jnp.zeros(3)
+      >>> specs = signax.state_specs(signax.signum(0.1, axis_name="workers"), params, 8)
+      >>> specs[0].ema, specs[0].count
+      (PartitionSpec('workers',), PartitionSpec())
+    """
+    return infer_layout(tx, params, mesh).specs
+
+
+def init_opt_state(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) -> Any:
+    """Makes the optimizer's state for all workers: `tx.init`, stacked and sharded.
+
+    Args:
+      tx: Any chain with a network link.
+      params: The parameters.
+      mesh: The workers' mesh, or the number M of simulated workers on one device.
+
+    Returns:
+      The state, in the layout of `state_specs`: worker-local leaves have a leading axis of M rows.
+      It shares no buffer with `params`, so it can be donated.
+
+    Raises:
+      ValueError: If the update differs between workers, because the chain has no network link.
+
+    Example:
+      >>> tx = signax.signum(0.1, axis_name="workers")
+      >>> signax.init_opt_state(tx, jnp.zeros(3), 8)[0].ema.shape
+      (8, 3)
+    """
+    specs = state_specs(tx, params, mesh)
+
+    def init(params):
+        return from_worker(tx.init(params), specs)
+
+    if isinstance(mesh, Mesh):
+        init = jax.shard_map(
+            init, mesh=mesh, in_specs=PartitionSpec(), out_specs=specs, check_vma=False
+        )
+        return jax.jit(init)(params)
+    axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=is_spec)
+    names, sizes = as_mesh(mesh).axis_names, as_mesh(mesh).axis_sizes
+    return jax.jit(jax.vmap(tx.init, (None,), axes, axis_name=names[0], axis_size=sizes[0]))(params)
+
+
+def to_worker(state: Any, specs: Any) -> Any:
+    """Takes the leading axis off the worker-local leaves: the state as one worker sees it.
+
+    Args:
+      state: Inside `jax.shard_map`, the state as its `in_specs=specs` cut it: one row per worker.
+      specs: `state_specs`.
+
+    Returns:
+      The state for `tx.update`.
+
+    Example:
+      >>> tx = signax.signum(0.1, axis_name="workers")
+      >>> state = signax.init_opt_state(tx, jnp.zeros(3), 1)
+      >>> signax.to_worker(state, signax.state_specs(tx, jnp.zeros(3), 1))[0].ema.shape
+      (3,)
+    """
+    return _on_local_leaves(lambda x: x[0], state, specs)
+
+
+def from_worker(state: Any, specs: Any) -> Any:
+    """Puts the leading axis back on the worker-local leaves: the inverse of `to_worker`.
+
+    Args:
+      state: What `tx.update` returned on this worker.
+      specs: `state_specs`.
+
+    Returns:
+      The state for the `out_specs=specs` of your own `jax.shard_map`: one row per worker.
+
+    Example:
+      >>> tx = signax.signum(0.1, axis_name="workers")
+      >>> state = tx.init(jnp.zeros(3))
+      >>> signax.from_worker(state, signax.state_specs(tx, jnp.zeros(3), 1))[0].ema.shape
+      (1, 3)
+    """
+    return _on_local_leaves(lambda x: x[None], state, specs)
+
+
+def infer_layout(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) -> Layout:
+    """The state's shapes and specs, by tracing `tx.update` until its types no longer change."""
+    mesh = as_mesh(mesh)
+    tx = optax.with_extra_args_support(tx)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _as_arrays(params))
+    state = _trace(mesh, tx.init, params)
+    leaves, treedef = jax.tree.flatten(state)
+    varying = [frozenset()] * len(leaves)
+    while True:
+        found, updates = _varying_after_update(tx, params, state, varying, mesh)
+        widened = [old | new for old, new in zip(varying, found, strict=True)]
+        if widened == varying:
+            break
+        varying = widened
+    _require_replicated(updates)
+    specs = [PartitionSpec(_ordered(axes, mesh)) if axes else PartitionSpec() for axes in varying]
+    return Layout(state, treedef.unflatten(specs))
+
+
+def _varying_after_update(tx, params, state, varying, mesh):
+    """The axes over which the leaves of the new state, and of the update, vary."""
+    found: list[Any] = []
+
+    def update(params, state):
+        leaves, treedef = jax.tree.flatten(state)
+        leaves = [_as_varying(x, axes) for x, axes in zip(leaves, varying, strict=True)]
+        gradients = _workers.as_varying(optax.tree.zeros_like(params), mesh.axis_names)
+        updates, new = tx.update(
+            gradients, treedef.unflatten(leaves), params, value=jnp.zeros((), jnp.float32)
+        )
+        if jax.tree.structure(new) != treedef:
+            raise ValueError(
+                "the state of this transformation changes its structure at update: from"
+                f" {treedef} to {jax.tree.structure(new)}. jit and checkpoints need one structure."
+            )
+        found.append([_workers.varying_axes(x) for x in jax.tree.leaves(new)])
+        found.append(jax.tree.map(_workers.varying_axes, updates))
+        return jnp.zeros(())
+
+    _trace(mesh, update, params, state)
+    return found
+
+
+def _trace(mesh, fn, *args):
+    mapped = jax.shard_map(
+        fn, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=True
+    )
+    return jax.eval_shape(mapped, *args)
+
+
+def _require_replicated(updates: Any) -> None:
+    is_axes = lambda x: isinstance(x, frozenset)  # noqa: E731
+    for path, axes in jax.tree_util.tree_leaves_with_path(updates, is_leaf=is_axes):
+        if axes:
+            raise ValueError(
+                "the update of this transformation differs between the workers (leaf"
+                f" {jax.tree_util.keystr(path) or '(the whole tree)'}, over {sorted(axes)}), so"
+                " their parameters would drift apart. The chain needs a network link over these"
+                " axes, such as signax.majority_vote(axis_name), and every leaf must go through it:"
+                " optax.masked around a link lets the other leaves' local gradients pass."
+            )
+
+
+def as_mesh(mesh: AnyMesh, axis_name: str = "workers") -> Mesh | AbstractMesh:
+    """The mesh itself, or one without devices for M simulated workers."""
+    if isinstance(mesh, int):
+        return AbstractMesh((mesh,), (axis_name,), axis_types=(AxisType.Auto,))
+    return mesh
+
+
+def num_rows(spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> int:
+    """How many workers hold a leaf of their own with this spec."""
+    return math.prod(mesh.shape[axis] for axis in _workers.axes_of(spec[0]))
+
+
+def is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def _on_local_leaves(fn, state, specs):
+    return jax.tree.map(lambda spec, x: fn(x) if spec else x, specs, state, is_leaf=is_spec)
+
+
+def _as_varying(x, axes):
+    return _workers.as_varying(x, tuple(axes)) if axes else x
+
+
+def _ordered(axes, mesh):
+    ordered = tuple(axis for axis in mesh.axis_names if axis in axes)
+    return ordered[0] if len(ordered) == 1 else ordered
+
+
+def _as_arrays(params):
+    return jax.tree.map(lambda x: x if hasattr(x, "shape") else jnp.asarray(x), params)

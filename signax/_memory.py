@@ -1,0 +1,121 @@
+"""What a worker does not forget: momentum that starts at the first gradient, and safe memory.
+
+Memory stands before the network link, so it is the worker's own: M workers hold M momenta. One NaN
+would stay in a momentum for ever; `abstaining` keeps it out.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from signax.signs import _sign
+
+
+class EmaFromFirstGradientState(NamedTuple):
+    """State of `ema_from_first_gradient`: this worker's own."""
+
+    momentum: optax.Updates  # m, like the parameters
+    has_started: jax.Array  # bool[]: m holds a gradient
+
+
+def ema_from_first_gradient(
+    beta: jax.typing.ArrayLike, *, accumulator_dtype: Any | None = None
+) -> optax.GradientTransformation:
+    r"""Momentum as an exponential moving average that starts at the first gradient.
+
+    $$ m_{-1} = g_0, \qquad m_k = \beta m_{k-1} + (1 - \beta) g_k $$
+
+    so that m_0 = g_0: the first update is the first gradient itself. `optax.ema` starts at zero,
+    m_0 = (1 - beta) g_0, and its `debias=True` divides by 1 - beta^(k+1); all three differ.
+
+    Args:
+      beta: The decay in [0, 1), the same for all leaves; 0 is no memory.
+      accumulator_dtype: The dtype in which the momentum is kept; None is the parameters'.
+
+    Returns:
+      A transformation that keeps shapes and dtypes. A NaN stays in the momentum: wrap it in
+      `abstaining`, as the named algorithms do. An empty tree passes.
+
+    Raises:
+      ValueError: If beta is not in [0, 1).
+
+    Example:
+      >>> tx = signax.ema_from_first_gradient(0.9)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> m, state = tx.update(jnp.array([1.0, -2.0]), state)
+      >>> print(m)
+      [ 1. -2.]
+
+    References:
+      Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 3, lines 2 and 6.
+    """
+    require_decay(beta, "ema_from_first_gradient", "beta")
+
+    def init(params):
+        momentum = optax.tree.zeros_like(params, dtype=accumulator_dtype)
+        return EmaFromFirstGradientState(momentum, jnp.zeros((), bool))
+
+    def update(updates, state, params=None):
+        del params
+        averaged = optax.tree.update_moment(updates, state.momentum, beta, order=1)
+        momentum = jax.tree.map(
+            lambda m, g: jnp.where(state.has_started, m, g.astype(m.dtype)), averaged, updates
+        )
+        kept = optax.tree.cast(momentum, accumulator_dtype)
+        out = optax.tree.cast_like(momentum, updates)
+        return out, EmaFromFirstGradientState(kept, jnp.ones((), bool))
+
+    return optax.GradientTransformation(init, update)
+
+
+def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Keeps a worker's memory as it was at a step whose gradient is not finite.
+
+    At such a step (a NaN or an infinity in what `inner` is given or returns, in any leaf) the new
+    state is the old one and every update is NaN: the mark by which the network link knows that this
+    worker abstains. At other steps it is `inner`.
+
+    Integer leaves of the state (step counts, keys) always advance: all workers share them.
+
+    Args:
+      inner: A transformation with memory that stands before the network link: a momentum, a
+        preconditioner, error feedback.
+
+    Returns:
+      A transformation with the state of `inner`.
+
+    Example:
+      >>> tx = signax.abstaining(optax.ema(0.9, debias=False))
+      >>> state = tx.init(jnp.zeros(2))
+      >>> update, state = tx.update(jnp.array([1.0, jnp.nan]), state)
+      >>> print(update, state.ema)
+      [nan nan] [0. 0.]
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates, state, params=None, **extra_args):
+        new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        is_finite = _sign.all_finite(updates, new_updates)
+
+        def keep(new, old):
+            is_shared = jnp.issubdtype(old.dtype, jnp.integer)
+            return new if is_shared else jnp.where(is_finite, new, old)
+
+        new_updates = jax.tree.map(
+            lambda u: jnp.where(is_finite, u, jnp.full_like(u, jnp.nan)), new_updates
+        )
+        return new_updates, jax.tree.map(keep, new_state, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def require_decay(value: Any, function: str, argument: str) -> None:
+    """Raises a `ValueError` for a concrete decay outside [0, 1); a traced one passes."""
+    if not isinstance(value, Tracer) and not 0 <= value < 1:
+        raise ValueError(
+            f"signax.{function}: {argument} must be in [0, 1), got {value}. It is the share of the"
+            f" old momentum that stays at each step; {argument}=0 is no memory, 0.9 is usual."
+        )

@@ -1,0 +1,325 @@
+r"""The network as a link of the chain: M workers' updates go in, one update for all comes out.
+
+What stands before such a link runs on each worker alone; what stands after it runs everywhere
+alike. A vote looks only at signs. Two of them, for the M workers who vote:
+
+$$ \text{majority:} \quad \operatorname{sign} \sum_{n=1}^{M} \operatorname{sign} u_n, \qquad
+   \text{average:} \quad \frac{1}{M} \sum_{n=1}^{M} \operatorname{sign} u_n. $$
+
+A worker whose update holds a NaN or an infinity, or is zero everywhere, has nothing to say: it
+abstains, and M counts the others. Inside, everything is an integer, so all workers hold bit for bit
+the same result in whatever order the network adds.
+
+Sources: Bernstein et al., "signSGD with Majority Vote", 2019, arXiv:1810.05291; Safaryan and
+Richtarik, 2021, arXiv:1905.12938, Algorithms 2 and 3.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from signax import _workers
+from signax.signs import _random, _sign
+from signax.wire import _ballot, _bits, _server
+
+Ties = Literal["zero", "random"]
+Planes = Sequence[jax.Array]
+
+# Two tags: with one, the coin of a tie would equal worker 0's own coin.
+_OWN_COIN, _TIE_COIN = 0x4F574E43, 0x54494543
+
+
+class VoteState(NamedTuple):
+    """State of a network link: equal on all workers."""
+
+    count: jax.Array  # int32[], the step
+    key: jax.Array  # uint32[2]
+    num_abstained: jax.Array  # int32[], workers who did not vote at the last step
+
+
+class _Rule(NamedTuple):
+    """How counts become an update."""
+
+    # counts as bit planes, number of rows counted, voters, coins -> planes to send back
+    decide: Callable[[Planes, int, jax.Array, Callable[[], jax.Array]], Planes]
+    # those planes for one leaf, number of workers, voters, size, dtype -> the leaf
+    decode: Callable[[Planes, int, jax.Array, int, Any], jax.Array]
+
+
+def majority_vote(
+    axis_name: _workers.AxisName | None,
+    *,
+    ties: Ties = "zero",
+    key: jax.typing.ArrayLike = 0,
+    wire: _server.Wire = "packed",
+) -> optax.GradientTransformation:
+    r"""Every coordinate moves the way that most workers want it to.
+
+    $$ u = \operatorname{sign} \left[ \sum_{n=1}^{M} \operatorname{sign} u_n \right] $$
+
+    Args:
+      axis_name: The workers' axis or a tuple of axes; None is one worker, who is the majority.
+      ties: What a zero is worth. "zero", the paper's: a worker's zero coordinate is no vote and a
+        tie gives zero; 2 bits per coordinate each way. "random", the one-bit wire: both are fair
+        coins, unbiased; 1 bit per coordinate each way, but a coordinate that is zero on every
+        worker (an unused embedding row) random-walks by the learning rate.
+      key: An integer seed or a PRNG key for the coins, the same on all workers.
+      wire: How the signs travel: "packed" (all_to_all and all_gather of packed words), "lanes" (one
+        integer all-reduce) or "float32" (one float all-reduce). All give the same bits.
+
+    Returns:
+      A transformation that takes any updates, raw or signs, of floating dtype, and returns -1, 0 or
+      +1 in their shapes and dtypes, the same on all workers. A worker whose tree holds a NaN or an
+      infinity, or is zero everywhere, abstains; if all do, the update is zero. An empty tree
+      passes.
+
+    Raises:
+      ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, or if the
+        gradients were already summed over the workers.
+      TypeError: If a leaf is not of a floating dtype.
+
+    Example:
+      >>> tx = signax.majority_vote("workers")
+      >>> state = tx.init(jnp.zeros(3))
+      >>> votes = jnp.array([[1.0, -2.0, 0.0], [3.0, -1.0, 5.0], [-4.0, 9.0, -6.0]])
+      >>> vote = lambda g: tx.update(g, state)[0]
+      >>> print(jax.vmap(vote, axis_name="workers", out_axes=None)(votes))
+      [ 1. -1.  0.]
+
+    References:
+      Bernstein et al., signSGD with Majority Vote is Communication Efficient and Fault Tolerant,
+      2019, arXiv:1810.05291; Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 2.
+    """
+    return _vote("majority_vote", _MAJORITY, axis_name, ties, key, wire)
+
+
+def average_signs(
+    axis_name: _workers.AxisName | None,
+    *,
+    ties: Ties = "random",
+    key: jax.typing.ArrayLike = 0,
+    wire: _server.Wire = "packed",
+) -> optax.GradientTransformation:
+    r"""Every coordinate moves by the mean of the workers' signs: the main step of SSDM.
+
+    $$ u = \frac{1}{M} \sum_{n=1}^{M} \operatorname{sign} u_n $$
+
+    The sum is counted in integers and divided once, by the number of workers who vote.
+
+    Args:
+      axis_name: The workers' axis or a tuple of axes; None is one worker.
+      ties: What a worker's zero coordinate is worth: "random", a fair coin (1 bit up,
+        ceil(log2(M+1)) down), or "zero" (2 bits up, ceil(log2(2M+1)) down). The signs of
+        `scale_by_stochastic_sign` are never zero, so for SSDM both give the same result.
+      key: An integer seed or a PRNG key for the coins, the same on all workers.
+      wire: "packed", "lanes" or "float32", as for `majority_vote`.
+
+    Returns:
+      A transformation that takes any updates, raw or signs, of floating dtype, and returns values
+      in [-1, 1] in their shapes and dtypes, the same on all workers. Abstention, empty trees and
+      errors are those of `majority_vote`.
+
+    Raises:
+      ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, or if the
+        gradients were already summed over the workers.
+      TypeError: If a leaf is not of a floating dtype.
+
+    Example:
+      >>> tx = signax.average_signs("workers")
+      >>> state = tx.init(jnp.zeros(2))
+      >>> votes = jnp.array([[1.0, -2.0], [3.0, -1.0], [4.0, 9.0], [7.0, 8.0]])
+      >>> vote = lambda g: tx.update(g, state)[0]
+      >>> print(jax.vmap(vote, axis_name="workers", out_axes=None)(votes))
+      [1. 0.]
+
+    References:
+      Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 3, lines 9 and 11.
+    """
+    return _vote("average_signs", _AVERAGE, axis_name, ties, key, wire)
+
+
+def average_gradients(axis_name: _workers.AxisName | None) -> optax.GradientTransformation:
+    r"""The dense baseline: the mean of the workers' gradients, every coordinate in full.
+
+    $$ u = \frac{1}{M} \sum_{n=1}^{M} u_n $$
+
+    Args:
+      axis_name: The workers' axis or a tuple of axes; None is one worker.
+
+    Returns:
+      A transformation that keeps shapes and dtypes; it sends each coordinate in its own dtype
+      (`lax.psum`). A worker whose tree holds a NaN or an infinity abstains: the mean is over the
+      others, and zero if there are none. `num_abstained` is in the state.
+
+    Raises:
+      ValueError: At update, if an axis is not bound, or if the gradients were already summed.
+      TypeError: If a leaf is not of a floating dtype.
+
+    Example:
+      >>> tx = signax.average_gradients("workers")
+      >>> mean = lambda g: tx.update(g, tx.init(g))[0]
+      >>> print(jax.vmap(mean, axis_name="workers", out_axes=None)(jnp.array([1.0, 2.0])))
+      1.5
+    """
+    name = "average_gradients"
+
+    def update(updates, state, params=None):
+        del params
+        _check(updates, axis_name, name)
+        with jax.named_scope(f"signax.{name}"):
+            is_voting = _sign.all_finite(updates)
+            kept = jax.tree.map(lambda u: jnp.where(is_voting, u, jnp.zeros_like(u)), updates)
+            voters = is_voting.astype(jnp.int32)
+            if axis_name is not None:
+                kept, voters = jax.lax.psum((kept, voters), axis_name)
+            mean = jax.tree.map(lambda u: u / jnp.maximum(voters, 1).astype(u.dtype), kept)
+            return mean, _next(state, voters, axis_name)
+
+    return optax.GradientTransformation(functools.partial(_init, key=0), update)
+
+
+def _vote(
+    name: str,
+    rules: dict[Ties, _Rule],
+    axis_name: _workers.AxisName | None,
+    ties: Ties,
+    key: jax.typing.ArrayLike,
+    wire: _server.Wire,
+) -> optax.GradientTransformation:
+    """Pack the signs, count them on the servers, decide there, unpack the result."""
+    for argument, value, choices in (("ties", ties, Ties), ("wire", wire, _server.Wire)):
+        if value not in get_args(choices):
+            raise ValueError(
+                f"signax.{name}: unknown {argument} {value!r}; choose one of {get_args(choices)}."
+            )
+    rule = rules[ties]
+
+    def update(updates, state, params=None):
+        del params
+        _check(updates, axis_name, name)
+        if not jax.tree.leaves(updates):
+            return updates, state._replace(count=state.count + 1)
+        with jax.named_scope(f"signax.{name}"):
+            num_workers = _workers.num_workers(axis_name)
+            own_coins, tie_coins = _coins(state, updates, axis_name)
+            planes, is_voting = _cast(_ballot.pack(updates), ties, own_coins)
+
+            def decide(counts, voters, offset):
+                coins = functools.partial(tie_coins, counts[0].size, offset)
+                return rule.decide(counts, len(planes) * num_workers, voters, coins)
+
+            results, voters = _server.tally(planes, is_voting, decide, axis_name, wire)
+
+            def decode(planes, size, dtype):
+                return rule.decode(planes, num_workers, voters, size, dtype)
+
+            return _ballot.unpack(results, updates, decode), _next(state, voters, axis_name)
+
+    return optax.GradientTransformation(functools.partial(_init, key=key), update)
+
+
+def _cast(
+    ballot: _ballot.Ballot, ties: Ties, coins: Callable[[int], jax.Array]
+) -> tuple[Planes, jax.Array]:
+    """The planes that this worker sends: their set bits are what the servers count."""
+    voting = jnp.where(ballot.is_voting, jnp.uint8(255), jnp.uint8(0))
+    positive, negative = ballot.positive & voting, ballot.negative & voting
+    if ties == "random":
+        zero = voting & ~(positive | negative)
+        return [positive | (zero & coins(zero.size))], ballot.is_voting
+    # Two bits per coordinate whose sum is sign + 1, so that counting them sums the signs; a worker
+    # who abstains says zero.
+    return [positive, ~negative], ballot.is_voting
+
+
+def _coins(state: VoteState, updates: Any, axis_name: _workers.AxisName | None):
+    """Random words for a worker's own zeros and for ties, by position in the packed buffer."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+
+    def words(tag, worker, size, offset=0):
+        # The paths make the coins of two votes over parts of one tree independent.
+        link = _random.link_words(state.key, tag, state.count, worker)
+        words = _random.leaf_words(link, ["\n".join(paths)])[0]
+        return (_random.random_words(words, size, offset) >> 24).astype(jnp.uint8)
+
+    own = functools.partial(words, _OWN_COIN, _workers.worker_index(axis_name))
+    return own, functools.partial(words, _TIE_COIN, 0)
+
+
+def _majority_or_zero(counts, num_rows, voters, coins):
+    del voters, coins
+    positive, tie = _bits.compare_planes(counts, num_rows // 2)  # counted: sum of signs + M
+    return [positive, ~(positive | tie)]
+
+
+def _majority_or_coin(counts, num_rows, voters, coins):
+    del num_rows
+    positive, half = _bits.compare_planes(counts, voters // 2)  # counted: votes for +1
+    is_even = jnp.where(voters % 2 == 0, jnp.uint8(255), jnp.uint8(0))
+    return [positive | (half & is_even & coins())]
+
+
+def _all_counts(counts, num_rows, voters, coins):
+    del num_rows, voters, coins
+    return counts
+
+
+def _decode_ternary(planes, num_workers, voters, size, dtype):
+    del num_workers, voters
+    return _bits.unpack_planes(planes, (1, -1), size, dtype)
+
+
+def _decode_binary(planes, num_workers, voters, size, dtype):
+    del num_workers
+    sign = _bits.unpack_planes(planes, (2,), size, jnp.float32) - 1.0
+    return jnp.where(voters > 0, sign, 0.0).astype(dtype)
+
+
+def _decode_mean_ternary(planes, num_workers, voters, size, dtype):
+    return _mean(_total(planes, size) - num_workers, voters, dtype)
+
+
+def _decode_mean_binary(planes, num_workers, voters, size, dtype):
+    del num_workers
+    return _mean(2 * _total(planes, size) - voters, voters, dtype)
+
+
+def _total(planes, size):
+    return _bits.unpack_planes(planes, [2**k for k in range(len(planes))], size, jnp.int32)
+
+
+def _mean(total, voters, dtype):
+    return (total.astype(jnp.float32) / jnp.maximum(voters, 1).astype(jnp.float32)).astype(dtype)
+
+
+_MAJORITY: dict[Ties, _Rule] = {
+    "zero": _Rule(_majority_or_zero, _decode_ternary),
+    "random": _Rule(_majority_or_coin, _decode_binary),
+}
+_AVERAGE: dict[Ties, _Rule] = {
+    "zero": _Rule(_all_counts, _decode_mean_ternary),
+    "random": _Rule(_all_counts, _decode_mean_binary),
+}
+
+
+def _init(params: Any, key: jax.typing.ArrayLike) -> VoteState:
+    del params
+    zero = jnp.zeros((), jnp.int32)
+    return VoteState(zero, _random.key_words(key), jnp.zeros_like(zero))
+
+
+def _next(state: VoteState, voters: jax.Array, axis_name: _workers.AxisName | None) -> VoteState:
+    # The count is only an address: it may wrap after 2^32 steps.
+    return state._replace(
+        count=state.count + 1, num_abstained=_workers.num_workers(axis_name) - voters
+    )
+
+
+def _check(updates: Any, axis_name: _workers.AxisName | None, name: str) -> None:
+    _workers.require_bound(axis_name, name)
+    _sign.require_real(updates, name)
+    _workers.require_varying(updates, axis_name, name)

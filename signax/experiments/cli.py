@@ -1,0 +1,70 @@
+"""`signax COMMAND ...`: find the command's module, import only that, run it.
+
+A command is a module with `main(argv) -> exit status`, listed in `COMMANDS`. Exit status 0 is
+success, 2 a mistake in what was asked for (one line on stderr), 130 an interrupted run.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import signax
+from signax.experiments.errors import UsageError, unknown_name
+
+COMMANDS = {
+    "train": ("signax.experiments.train_command", "train a network with M voting workers"),
+    "compare": ("signax.experiments.compare_command", "table of finished runs, mean over seeds"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    try:
+        return _run(name, rest)
+    except UsageError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "signax":
+            raise  # a mistake of ours, not a missing extra
+        return _fail(
+            f"`signax {name}` needs {error.name}, which is not installed: "
+            "pip install 'signax-optax[train]'"
+        )
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"signax {signax.__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    module, _ = COMMANDS[name]
+    return importlib.import_module(module).main(argv)
+
+
+def _help() -> str:
+    rows = [f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: signax COMMAND [flags]",
+            "",
+            "Sign-based distributed training: one bit per coordinate.",
+            "",
+            *rows,
+            "",
+            "`signax COMMAND --help` lists a command's flags; `signax --version` prints the version.",
+        ]
+    )
+
+
+def _fail(message: str) -> int:
+    print(f"signax: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

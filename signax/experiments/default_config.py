@@ -1,0 +1,39 @@
+"""The default run: handwritten digits, eight workers, Signum with majority vote.
+
+Shows    one bit per coordinate from each of eight workers trains a network as SGD would
+Command  signax train
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns every field there is; other configs start here and change a few."""
+    config = ml_collections.ConfigDict()
+    config.dataset = "digits"  # "digits" (inside scikit-learn) or "mnist"
+    config.mnist_dir = ""  # folder with MNIST's four .gz files; "": SIGNAX_MNIST_DIR, else download
+    config.partition = "iid"  # "iid", or "by_label": worker n owns the labels n, n + M, ...
+    config.num_workers = placeholder(int)  # None: the accelerators if two or more, else 8 on CPU
+    config.batch_size = 256  # examples per step, all workers together
+    config.num_steps = 600
+    config.hidden_size = 64
+    config.seed = 0  # of the first parameters, the order of the data and the optimizer's coins
+    config.eval_every = 50  # steps: one jitted scan, one row of metrics.jsonl
+    config.checkpoint_every = 500  # steps; the last step is always kept
+
+    # None is the optimizer's own default; a field that it does not take is an error.
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "signum"
+    config.optimizer.learning_rate = 0.003  # of a sign: parameter units per step and coordinate
+    config.optimizer.schedule = "cosine"  # "constant", "cosine" or "linear", down to zero
+    config.optimizer.beta = placeholder(float)
+    config.optimizer.momentum = placeholder(float)
+    config.optimizer.ties = placeholder(str)
+    config.optimizer.rescale = placeholder(bool)
+    config.optimizer.weight_decay = placeholder(float)
+    config.optimizer.scale = ml_collections.ConfigDict()
+    config.optimizer.scale.norm = placeholder(str)
+    config.optimizer.scale.scope = placeholder(str)
+    config.optimizer.scale.shared = placeholder(bool)
+    return config.lock()  # a misspelt field in a config file is an error

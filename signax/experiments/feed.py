@@ -1,0 +1,101 @@
+"""Batches that never leave the devices.
+
+Every worker keeps its own examples in its own memory, as bytes. The host sends only *which*
+example each worker takes at each step, for many steps at once, so a jitted scan never waits.
+
+The order is an address, not a stream: worker n's order in an epoch is a permutation drawn from
+(seed, epoch, n). Any step can be replayed, and a resumed run sees the batches it would have seen.
+"""
+
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from signax.experiments.data import Split
+from signax.experiments.errors import UsageError
+
+PADDING = -1  # the label of a row that is no example
+
+
+class Shards(NamedTuple):
+    """Row n belongs to worker n and lies in its memory; short rows are padded."""
+
+    images: jax.Array  # uint8 [M, num_rows, num_pixels]
+    labels: jax.Array  # int32 [M, num_rows]
+
+
+def place(split: Split, owned: list[np.ndarray], mesh: Mesh) -> Shards:
+    """Copies to each worker the examples that it owns."""
+    num_rows = max(len(examples) for examples in owned)
+    images = np.zeros((len(owned), num_rows, split.images.shape[1]), np.uint8)
+    labels = np.full((len(owned), num_rows), PADDING, np.int32)
+    for worker, examples in enumerate(owned):
+        images[worker, : len(examples)] = split.images[examples]
+        labels[worker, : len(examples)] = split.labels[examples]
+    return jax.device_put(Shards(images, labels), NamedSharding(mesh, P(*mesh.axis_names)))
+
+
+def take_batch(shards: Shards, rows: jax.Array, mesh: Mesh) -> dict[str, jax.Array]:
+    """Gathers, on each worker, the rows it was told: rows [M, B/M] -> a batch of B examples."""
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=P(*mesh.axis_names), out_specs=P(*mesh.axis_names))
+    def gather(mine: Shards, mine_rows: jax.Array) -> dict[str, jax.Array]:
+        image, label = (jnp.take(array[0], mine_rows[0], axis=0) for array in mine)
+        return {"image": image, "label": label}
+
+    return gather(shards, rows)
+
+
+class Order:
+    """Which row each worker takes at each step."""
+
+    def __init__(self, sizes: list[int], batch_size: int, seed: int):
+        """Checks that the batch fits.
+
+        Args:
+          sizes: number of examples that each worker owns.
+          batch_size: examples per step, all workers together.
+          seed: of the permutations.
+        """
+        num_workers = len(sizes)
+        if batch_size < 1 or batch_size % num_workers:
+            raise UsageError(
+                f"config.batch_size={batch_size} is not divisible by {num_workers} workers: "
+                f"{_nearest_multiple(batch_size, num_workers)} is."
+            )
+        self._per_worker = batch_size // num_workers
+        self.steps_per_epoch = min(sizes) // self._per_worker
+        if not self.steps_per_epoch:
+            raise UsageError(
+                f"config.batch_size={batch_size} takes {self._per_worker} examples of each worker "
+                f"and one has only {min(sizes)}: lower it to {min(sizes) * num_workers} or less."
+            )
+        self._sizes, self._seed = sizes, seed
+        self._epoch_rows = lru_cache(maxsize=1)(self._draw_epoch)
+
+    def rows(self, first_step: int, num_steps: int) -> np.ndarray:
+        """Returns the rows for `num_steps` steps: int32 [num_steps, M, B/M]."""
+        steps = range(first_step, first_step + num_steps)
+        return np.stack([self._step_rows(step) for step in steps])
+
+    def _step_rows(self, step: int) -> np.ndarray:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return self._epoch_rows(epoch)[position]
+
+    def _draw_epoch(self, epoch: int) -> np.ndarray:
+        used = self.steps_per_epoch * self._per_worker  # the rest sits out: another one each epoch
+        orders = [
+            np.random.default_rng((self._seed, epoch, worker)).permutation(size)[:used]
+            for worker, size in enumerate(self._sizes)
+        ]
+        by_worker = np.asarray(orders, np.int32).reshape(len(orders), -1, self._per_worker)
+        return by_worker.swapaxes(0, 1)
+
+
+def _nearest_multiple(value: int, factor: int) -> int:
+    return max(1, round(value / factor)) * factor

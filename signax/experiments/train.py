@@ -1,0 +1,179 @@
+"""Train a network with M workers that vote, and write down what happened."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from tqdm import tqdm
+
+from signax.experiments.checkpoint import Checkpoints
+from signax.experiments.experiment import (
+    Experiment,
+    make_accuracy,
+    make_experiment,
+    make_run_steps,
+)
+from signax.experiments.interrupt import interruptible
+from signax.experiments.optimizers import ties_of
+from signax.experiments.workdir import Row, Workdir
+
+DENSE_BITS = 2 * 32  # an all-reduce of float32: everything goes out twice, times (M - 1) / M
+
+
+class Result(NamedTuple):
+    """What a run came to; `result.json` holds the same."""
+
+    optimizer: str
+    ties: str | None
+    partition: str
+    num_workers: int
+    platform: str
+    seed: int
+    num_coordinates: int
+    step: int
+    is_finished: bool
+    train_accuracy: float
+    test_accuracy: float
+    seconds: float  # compilation included
+    bits_per_coordinate: float  # one worker, one step; from compiled HLO
+    dense_bits_per_coordinate: float
+    megabytes_sent: float  # one worker, all steps
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_metrics: Callable[[int, Row], None] | None = None,
+) -> Result:
+    """Trains what `config` describes and leaves metrics, curves, result and checkpoint in `workdir`.
+
+    SIGINT ends the run after the steps in hand, with a checkpoint; `Result.is_finished` says so.
+
+    Args:
+      config: as from `signax.experiments.default_config.get_config`.
+      workdir: the run's directory.
+      resume: continue the run that lies there, bit for bit as if it had not stopped.
+      overwrite: throw away the run that lies there.
+      on_metrics: called as `on_metrics(step, row)` with each row of `metrics.jsonl`:
+        `lambda step, row: wandb.log(row, step)`.
+
+    Returns:
+      The result.
+
+    Raises:
+      UsageError: what the config asks for cannot be done.
+    """
+    experiment = make_experiment(config)
+    folder = Workdir(
+        workdir, config.to_dict(), experiment.num_workers, resume=resume, overwrite=overwrite
+    )
+    checkpoints = Checkpoints(workdir)
+    try:
+        run = _Run(experiment, folder, checkpoints, on_metrics)
+        run.go_on()
+        return run.finish()
+    finally:
+        checkpoints.close()
+
+
+class _Run:
+    """A run in progress."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Workdir,
+        checkpoints: Checkpoints,
+        on_metrics: Callable[[int, Row], None] | None,
+    ):
+        self.experiment, self.config = experiment, experiment.config
+        self.folder, self.checkpoints, self.on_metrics = folder, checkpoints, on_metrics
+        self.state = checkpoints.restore(experiment.first_state())
+        self.step = checkpoints.latest_step
+        self.rows = folder.rewind(self.step)
+        self.start = time.perf_counter() - (self.rows[-1]["seconds"] if self.rows else 0.0)
+        self.bits_per_coordinate = experiment.bits_per_coordinate(self.state)
+        self.run_steps = make_run_steps(experiment)
+        self.accuracy = make_accuracy(experiment.model)
+
+    def go_on(self) -> None:
+        """Trains to the last step, or until somebody asks to stop."""
+        num_steps = self.config.num_steps
+        bar = tqdm(total=num_steps, initial=self.step, unit="step", dynamic_ncols=True)
+        with bar, interruptible() as is_asked_to_stop:
+            while self.step < num_steps and not is_asked_to_stop():
+                before = self.step
+                row = self._advance()
+                bar.update(self.step - before)
+                bar.set_postfix_str(f"loss {row['loss']:.3f}, test {row['test_accuracy']:.2%}")
+                if (
+                    before // self.config.checkpoint_every
+                    < self.step // self.config.checkpoint_every
+                ):
+                    self.checkpoints.save(self.step, self.state)
+            self.checkpoints.save(self.step, self.state)
+
+    def _advance(self) -> Row:
+        """Makes the steps up to the next evaluation, as one jitted scan."""
+        every = self.config.eval_every
+        count = min(every - self.step % every, self.config.num_steps - self.step)
+        rows = self.experiment.rows(self.step, count)
+        self.state, metrics = self.run_steps(self.state, self.experiment.train, rows)
+        test_accuracy = self.accuracy(self.state.params, self.experiment.test)
+        self.step += count
+        row = self._row(jax.device_get(metrics), float(test_accuracy))
+        self.rows.append(row)
+        self.folder.append(row)
+        if self.on_metrics:
+            self.on_metrics(self.step, row)
+        return row
+
+    def _row(self, metrics: dict[str, Any], test_accuracy: float) -> Row:
+        """One row of `metrics.jsonl`: means over the steps since the last row."""
+        return {
+            "step": self.step,
+            "epoch": self.step / self.experiment.order.steps_per_epoch,
+            **{name: float(values.mean()) for name, values in metrics.items()},
+            "test_accuracy": test_accuracy,
+            "megabytes_sent": self._megabytes(self.bits_per_coordinate),
+            "seconds": time.perf_counter() - self.start,
+        }
+
+    def _megabytes(self, bits_per_coordinate: float) -> float:
+        return self.step * bits_per_coordinate * self.experiment.num_coordinates / 8e6
+
+    def finish(self) -> Result:
+        """Sums up, draws the curves and writes `result.json`."""
+        from signax.experiments.curves import draw_curves  # matplotlib is slow to import
+
+        result = self._result()
+        self.folder.write_json("result.json", result._asdict())
+        draw_curves(self.rows, result, self.folder.path / "curves.png")
+        return result
+
+    def _result(self) -> Result:
+        experiment, config = self.experiment, self.config
+        num_workers = experiment.num_workers
+        return Result(
+            optimizer=config.optimizer.name,
+            ties=ties_of(config.optimizer),
+            partition=config.partition,
+            num_workers=num_workers,
+            platform=experiment.mesh.devices.flat[0].platform,
+            seed=config.seed,
+            num_coordinates=experiment.num_coordinates,
+            step=self.step,
+            is_finished=self.step >= config.num_steps,
+            train_accuracy=float(self.accuracy(self.state.params, experiment.train)),
+            test_accuracy=float(self.accuracy(self.state.params, experiment.test)),
+            seconds=self.rows[-1]["seconds"] if self.rows else 0.0,
+            bits_per_coordinate=self.bits_per_coordinate,
+            dense_bits_per_coordinate=DENSE_BITS * (num_workers - 1) / num_workers,
+            megabytes_sent=self._megabytes(self.bits_per_coordinate),
+        )

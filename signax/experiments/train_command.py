@@ -1,0 +1,90 @@
+"""`signax train`: flags only; what they start is `signax.experiments.train`.
+
+Exit status: 0 finished, 2 a mistake in the flags, 130 stopped by SIGINT or SIGTERM with a checkpoint.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags, logging
+
+from signax.experiments.compare_command import comparison
+from signax.experiments.config_flag import parse_flags
+from signax.experiments.default_config import get_config
+from signax.experiments.errors import UsageError
+from signax.experiments.report import report
+from signax.experiments.train import train
+
+_HELP = """usage: signax train [--config=FILE.py] [--config.FIELD=VALUE ...] [flags]
+
+Train a network with M workers that vote on every step.
+
+  signax train
+  signax train --config=configs/mnist_signum.py
+  signax train --config.optimizer.name=ssdm --config.batch_size=128
+
+  --workdir=DIR      where to write; default: runs/NAME, named after the config and what was changed
+  --resume           continue the run that lies there, bit for bit
+  --overwrite        throw away the run that lies there
+  --seeds=0,1,2      one run for each seed, and a table of mean and spread
+
+Fields of the default config:
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains, prints the result, and returns the exit status."""
+    if {"-h", "--help", "-help"} & {*argv}:
+        print(f"{_HELP}\n{get_config()}".rstrip())
+        return 0
+    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell stories at INFO and WARNING
+    flag_values = _define_flags()
+    chosen = parse_flags(flag_values, argv)
+    folder = Path(flag_values["workdir"].value or Path("runs") / chosen.name)
+    options = {name: flag_values[name].value for name in ("resume", "overwrite")}
+    if options["resume"] and options["overwrite"]:
+        raise UsageError("--resume continues a run and --overwrite throws it away: choose one.")
+    results = []
+    for seed in _seeds(flag_values["seeds"].value) or [None]:
+        config, path = chosen.config.copy_and_resolve_references(), folder
+        if seed is not None:
+            config.seed, path = seed, folder.with_name(f"{folder.name},seed={seed}")
+        result = train(config, path, **options)
+        if not result.is_finished:
+            return _interrupted(result.step, config.num_steps, path, argv)
+        print(f"\n{report(result)}\nwritten to      {path}{_FILES}", flush=True)
+        results.append((path, result._asdict()))
+    if len(results) > 1:
+        print(f"\n{comparison(results)}")
+    return 0
+
+
+_FILES = "/{curves.png, metrics.jsonl, result.json, checkpoints}"
+
+
+def _define_flags() -> flags.FlagValues:
+    flag_values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "where to write", flag_values=flag_values)
+    flags.DEFINE_bool("resume", False, "continue the run", flag_values=flag_values)
+    flags.DEFINE_bool("overwrite", False, "throw the run away", flag_values=flag_values)
+    flags.DEFINE_list("seeds", [], "one run for each seed", flag_values=flag_values)
+    return flag_values
+
+
+def _seeds(texts: Sequence[str]) -> list[int]:
+    try:
+        return [int(text) for text in texts]
+    except ValueError as error:
+        raise UsageError(f"--seeds={','.join(texts)}: seeds are whole numbers.") from error
+
+
+def _interrupted(step: int, num_steps: int, path: Path, argv: Sequence[str]) -> int:
+    again = [argument for argument in argv if argument.lstrip("-") not in ("overwrite", "resume")]
+    print(
+        f"\nstopped at step {step:,} of {num_steps:,}; the checkpoint is in {path}. Go on with:\n"
+        f"  {shlex.join(['signax', 'train', *again, '--resume'])}",
+        file=sys.stderr,
+    )
+    return 130

@@ -1,0 +1,45 @@
+"""A tree of updates as one buffer of packed signs, and back.
+
+Leaves are packed one by one and only their words are laid end to end, so that the whole model costs
+one exchange and no float array is ever concatenated. Each leaf starts at a word of its own:
+
+    leaf a (11 coordinates)   leaf b (3)         words:  [a a | b],  W = 2 + 1
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from signax.wire import _bits
+
+
+class Ballot(NamedTuple):
+    """What one worker has to say about the whole tree."""
+
+    positive: jax.Array  # uint8[W]
+    negative: jax.Array  # uint8[W]
+    is_voting: jax.Array  # bool[]: every value is finite and some value is not zero
+
+
+def pack(updates: Any) -> Ballot:
+    """The signs of all leaves in one buffer."""
+    pairs = [_bits.pack_signs(jnp.asarray(leaf)) for leaf in jax.tree.leaves(updates)]
+    positive, negative = (jnp.concatenate(planes) for planes in zip(*pairs, strict=True))
+    is_finite = ~jnp.any(positive & negative)  # both bits set: a NaN or an infinity
+    return Ballot(positive, negative, is_finite & jnp.any(positive | negative))
+
+
+def unpack(
+    planes: Sequence[jax.Array], updates: Any, decode: Callable[[list[jax.Array], int, Any], Any]
+) -> Any:
+    """Cuts the buffer into leaves: `decode(planes, size, dtype)` gives the values of each."""
+    leaves, treedef = jax.tree.flatten(updates)
+    results, start = [], 0
+    for leaf in map(jnp.asarray, leaves):
+        stop = start + -(-leaf.size // 8)
+        values = decode([plane[start:stop] for plane in planes], leaf.size, leaf.dtype)
+        results.append(values.reshape(leaf.shape))
+        start = stop
+    return treedef.unflatten(results)

@@ -1,0 +1,169 @@
+"""Every worker is the server for 1/M of the coordinates: the collectives that carry signs.
+
+M workers hold packed words (8 coordinates in a byte). Three wires take them to one result:
+
+  packed    scatter (all_to_all): worker j gets slice j of everyone's words,
+            counts them, decides, and gathers (all_gather) the decisions.
+
+              worker 0   [a0 a1 a2]      slice 0 of all    [a0 b0 c0] -> r0      [r0 r1 r2]
+              worker 1   [b0 b1 b2]  ->  slice 1 of all    [a1 b1 c1] -> r1  ->  [r0 r1 r2]
+              worker 2   [c0 c1 c2]      slice 2 of all    [a2 b2 c2] -> r2      [r0 r1 r2]
+
+  lanes     one integer psum: each coordinate's count has a lane of its own in a uint32,
+            wide enough never to carry into its neighbour (the paper's "all-reduce compatible").
+
+  float32   one float psum of the bits: the reference, and the cheapest under vmap.
+
+All three hand the same counts, as bit planes, to the same `decide`, so they agree bit for bit.
+Whether a worker votes at all travels in the same messages; the number of voters comes back so.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from signax import _workers
+from signax.wire import _bits
+
+Wire = Literal["packed", "lanes", "float32"]
+
+# counts as bit planes, the number of voters, the offset of these words in the buffer -> planes
+Decide = Callable[[Sequence[jax.Array], jax.Array, jax.Array | int], Sequence[jax.Array]]
+
+_override: contextvars.ContextVar[Wire | None] = contextvars.ContextVar("wire", default=None)
+
+
+@contextlib.contextmanager
+def traced_with_wire(wire: Wire) -> Iterator[None]:
+    """Exchanges traced inside use `wire`, whatever their links ask for: the bits are the same."""
+    token = _override.set(wire)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def tally(
+    planes: Sequence[jax.Array],
+    is_voting: jax.Array,
+    decide: Decide,
+    axis_name: _workers.AxisName | None,
+    wire: Wire,
+) -> tuple[Sequence[jax.Array], jax.Array]:
+    """Counts the set bits of all workers' planes per coordinate and applies `decide` to the counts.
+
+    Args:
+      planes: One or more uint8 arrays of W words each: this worker's bits.
+      is_voting: bool scalar, whether this worker counts among the voters.
+      decide: From the counts' bit planes, the number of voters and the words' offset to result
+        planes.
+      axis_name: The workers' axis or axes; None for one worker and no collective.
+      wire: How the bits travel; it does not change the result.
+
+    Returns:
+      The result planes of W words and the number of voters (int32), both equal on all workers.
+    """
+    exchange = {"packed": _packed, "lanes": _lanes, "float32": _float32}[_override.get() or wire]
+    if axis_name is None:
+        counts = _bits.count_planes(jnp.stack(planes))
+        voters = is_voting.astype(jnp.int32)
+        return decide(counts, voters, 0), voters
+    # Without the barrier XLA recomputes whatever produced the bits once per slice of the exchange.
+    planes = jax.lax.optimization_barrier(tuple(planes))
+    return exchange(planes, is_voting, decide, axis_name)
+
+
+def _packed(planes, is_voting, decide, axis_name):
+    num_workers, size = _workers.num_workers(axis_name), planes[0].size
+    slice_size = -(-size // num_workers)
+    rows = jnp.stack([_rows(p, num_workers, slice_size) for p in planes], axis=1)  # [M, P, S]
+    header = jnp.full((num_workers, 1), is_voting, jnp.uint8)
+    received = _scatter(
+        jnp.concatenate([rows.reshape(num_workers, -1), header], axis=1), axis_name
+    )  # [M, P*S + 1]
+    voters = jnp.sum(received[:, -1], dtype=jnp.int32)
+    counts = _bits.count_planes(received[:, :-1].reshape(-1, slice_size))  # rows of all planes
+    offset = _workers.worker_index(axis_name) * slice_size
+    results = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
+    payload = jnp.concatenate([results.reshape(-1), _to_bytes(voters, num_workers)])
+    gathered = _gather(payload, axis_name)  # [M, R*S + header]
+    results = gathered[:, : results.size].reshape(num_workers, *results.shape)
+    planes = [results[:, r].reshape(-1)[:size] for r in range(results.shape[1])]
+    return planes, _from_bytes(gathered[0, results[0].size :])
+
+
+def _lanes(planes, is_voting, decide, axis_name):
+    num_workers, num_planes = _workers.num_workers(axis_name), len(planes)
+    lane_bits = (num_planes * num_workers).bit_length()
+    num_lanes = 32 // lane_bits
+    size = 8 * planes[0].size
+    counts = sum(jnp.unpackbits(p, bitorder="little").astype(jnp.uint32) for p in planes)
+    counts = jnp.pad(counts, (0, -size % num_lanes)).reshape(num_lanes, -1)
+    words = sum(lane << (lane_bits * i) for i, lane in enumerate(counts))
+    words, voters = _sum_with_voters(words, is_voting, axis_name)
+    lanes = [(words >> (lane_bits * i)) & ((1 << lane_bits) - 1) for i in range(num_lanes)]
+    counts = jnp.concatenate(lanes)[:size]
+    return decide(_planes(counts, num_planes * num_workers), voters, 0), voters
+
+
+def _float32(planes, is_voting, decide, axis_name):
+    counts = sum(jnp.unpackbits(p, bitorder="little").astype(jnp.float32) for p in planes)
+    counts, voters = _sum_with_voters(counts, is_voting, axis_name)
+    most = len(planes) * _workers.num_workers(axis_name)
+    return decide(_planes(counts.astype(jnp.uint32), most), voters, 0), voters
+
+
+def _scatter(rows: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
+    """Sends row j to worker j; row n of the result came from worker n."""
+    axes = _workers.axes_of(axis_name)
+    sizes = [_workers.num_workers(a) for a in axes]
+    if len(axes) == 1 or _workers.tracked_axes(axis_name):
+        return jax.lax.all_to_all(rows, axes if len(axes) > 1 else axes[0], 0, 0)
+    # A nested vmap maps one axis at a time.
+    rows = rows.reshape(*sizes, -1)
+    for i, axis in enumerate(axes):
+        rows = jax.lax.all_to_all(rows, axis, i, i)
+    return rows.reshape(_workers.num_workers(axis_name), -1)
+
+
+def _gather(words: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
+    """Row n of the result is worker n's words; typed as replicated where types are tracked."""
+    if _workers.tracked_axes(axis_name):
+        # The compiler then proves that replicas cannot drift. jax 0.10 has no such rule under vmap.
+        return jax.lax.all_gather(words, axis_name, to="invarying").reshape(-1, words.size)
+    rows = words
+    for axis in reversed(_workers.axes_of(axis_name)):
+        rows = jax.lax.all_gather(rows, axis)
+    return rows.reshape(-1, words.size)
+
+
+def _sum_with_voters(
+    counts: jax.Array, is_voting: jax.Array, axis_name: _workers.AxisName
+) -> tuple[jax.Array, jax.Array]:
+    """One psum for the counts and, as one more element, the number of voters."""
+    total = jax.lax.psum(jnp.append(counts, is_voting.astype(counts.dtype)), axis_name)
+    return total[:-1], total[-1].astype(jnp.int32)
+
+
+def _rows(plane: jax.Array, num_workers: int, slice_size: int) -> jax.Array:
+    padding = num_workers * slice_size - plane.size
+    return jnp.pad(plane, (0, padding)).reshape(num_workers, slice_size)
+
+
+def _planes(counts: jax.Array, most: int) -> list[jax.Array]:
+    return [_bits.pack_bits((counts >> i) & 1) for i in range(most.bit_length())]
+
+
+def _to_bytes(number: jax.Array, most: int) -> jax.Array:
+    """An int32 scalar of at most `most` as the fewest little-endian bytes."""
+    shifts = 8 * jnp.arange(-(-most.bit_length() // 8), dtype=jnp.int32)
+    return ((number >> shifts) & 255).astype(jnp.uint8)
+
+
+def _from_bytes(words: jax.Array) -> jax.Array:
+    shifts = 8 * jnp.arange(words.size, dtype=jnp.int32)
+    return jnp.sum(words.astype(jnp.int32) << shifts, dtype=jnp.int32)

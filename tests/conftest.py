@@ -1,0 +1,35 @@
+"""Eight CPU devices, strict JAX settings, and the fixtures that all tests share."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+from workers import MAPPINGS, Mapped
+
+# Before the first use of JAX: afterwards the number of devices is fixed.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# One order of examples on every machine, and no clock: a compilation takes as long as it takes.
+hypothesis.settings.register_profile("signax", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("signax")
+
+
+@pytest.fixture(params=MAPPINGS)
+def mapped(request: pytest.FixtureRequest) -> Mapped:
+    """`mapped(fn, *args, num_workers=None)`: M workers under vmap, pmap and shard_map."""
+    return Mapped(request.param)
+
+
+@pytest.fixture
+def strict_dtypes():
+    """No implicit promotion of dtypes: `pytestmark = pytest.mark.usefixtures("strict_dtypes")`.
+
+    Not for all tests: Optax's own `ema`, `adam` and schedules promote an int32 count to float.
+    """
+    with jax.numpy_dtype_promotion("strict"):
+        yield
