@@ -25,11 +25,14 @@ from signax._votes import VoteState, average_gradients, average_signs, majority_
 
 # 4. What is not forgotten?
 from signax._memory import EmaFromFirstGradientState, abstaining, ema_from_first_gradient
+from signax._skipping import SkipTogetherState, skip_together
 
 # 5. The named algorithms.
 from signax._optimizers import dense_sgd, sign_sgd, signum, ssdm
 
 # 6. One jitted step on a mesh of workers.
+from signax._drift import replicas_in_sync
+from signax._elastic import change_num_workers
 from signax._layout import from_worker, init_opt_state, make_worker_mesh, state_specs, to_worker
 from signax._training import (
     TrainState,
@@ -44,6 +47,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "EmaFromFirstGradientState",
     "Scale",
+    "SkipTogetherState",
     "StochasticSignState",
     "TrainState",
     "VoteState",
@@ -52,6 +56,7 @@ __all__ = [
     "as_varying",
     "average_gradients",
     "average_signs",
+    "change_num_workers",
     "dense_sgd",
     "ema_from_first_gradient",
     "from_worker",
@@ -62,10 +67,12 @@ __all__ = [
     "make_train_step",
     "make_worker_mesh",
     "pack_bits",
+    "replicas_in_sync",
     "scale_by_stochastic_sign",
     "sign_sgd",
     "signum",
     "simulate_train_step",
+    "skip_together",
     "ssdm",
     "state_specs",
     "stochastic_sign",

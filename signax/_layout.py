@@ -83,8 +83,8 @@ def state_specs(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) ->
     Example:
       >>> params = jnp.zeros(3)
       >>> specs = signax.state_specs(signax.signum(0.1, axis_name="workers"), params, 8)
-      >>> specs[0].ema, specs[0].count
-      (PartitionSpec('workers',), PartitionSpec())
+      >>> print(specs[0].ema == jax.P("workers"), specs[0].count == jax.P())
+      True True
     """
     return infer_layout(tx, params, mesh).specs
 

@@ -25,6 +25,7 @@ def sign_sgd(
     ties: _votes.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
+    on_nonfinite: _votes.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -41,6 +42,7 @@ def sign_sgd(
       ties: "zero" (the paper; 2 bits per coordinate each way) or "random" (1 bit): `majority_vote`.
       key: An integer seed or a PRNG key for the coins of `ties="random"`.
       wire: "packed", "lanes" or "float32": `majority_vote`.
+      on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.
 
@@ -64,7 +66,7 @@ def sign_sgd(
       arXiv:1802.04434; Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithms 1 and 2.
     """
     return optax.chain(
-        _votes.majority_vote(axis_name, ties=ties, key=key, wire=wire),
+        _votes.majority_vote(axis_name, ties=ties, key=key, wire=wire, on_nonfinite=on_nonfinite),
         *_common_step(learning_rate, weight_decay, mask),
     )
 
@@ -77,6 +79,7 @@ def signum(
     ties: _votes.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
+    on_nonfinite: _votes.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Mask = None,
     accumulator_dtype: Any | None = None,
@@ -96,6 +99,7 @@ def signum(
       ties: "zero" (the paper; 2 bits per coordinate each way) or "random" (1 bit): `majority_vote`.
       key: An integer seed or a PRNG key for the coins of `ties="random"`.
       wire: "packed", "lanes" or "float32": `majority_vote`.
+      on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.
       accumulator_dtype: The dtype in which the momentum is kept; None is the parameters'.
@@ -123,8 +127,8 @@ def signum(
     _memory.require_decay(beta, "signum", "beta")
     momentum = optax.ema(beta, debias=False, accumulator_dtype=accumulator_dtype)
     return optax.chain(
-        _memory.abstaining(momentum),
-        _votes.majority_vote(axis_name, ties=ties, key=key, wire=wire),
+        _safe(momentum, on_nonfinite),
+        _votes.majority_vote(axis_name, ties=ties, key=key, wire=wire, on_nonfinite=on_nonfinite),
         *_common_step(learning_rate, weight_decay, mask),
     )
 
@@ -137,6 +141,7 @@ def ssdm(
     axis_name: AxisName | None = None,
     scale: _stochastic.Scale | float = _stochastic.Scale(),
     wire: _server.Wire = "packed",
+    on_nonfinite: _votes.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Mask = None,
     accumulator_dtype: Any | None = None,
@@ -152,9 +157,9 @@ def ssdm(
     a stationary point of their mean: with f_1 = (x-2)^2/4 and f_2 = 3(x+2)^2/4 it stays for ever at
     x = sqrt(2)-1, where |f'| = 1.41. (The authors' 2026 revision of the paper narrows its Theorem 4
     to homogeneous workers.) `Scale(shared=True)` is the cure: with one R for all workers, (R/M)
-    times the sum of signs is an unbiased estimate of the mean momentum, however different the workers
-    are. And the paper's R, the l2 norm of the whole gradient, leaves a signal of about 1/sqrt(d)
-    per coordinate: `Scale("linf", "leaf", shared=True)` carries far more.
+    times the sum of signs is an unbiased estimate of the mean momentum, however different the
+    workers are. And the paper's R, the l2 norm of the whole gradient, leaves a signal of about
+    1/sqrt(d) per coordinate: `Scale("linf", "leaf", shared=True)` carries far more.
 
     Args:
       learning_rate: gamma, in parameter units per step and coordinate; a number or a schedule.
@@ -163,6 +168,7 @@ def ssdm(
       axis_name: The workers' axis or a tuple of axes; None is one worker without a network.
       scale: R of the stochastic sign (`Scale`); a fixed number is sto-sign.
       wire: "packed", "lanes" or "float32": `average_signs`.
+      on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.
       accumulator_dtype: The dtype in which the momentum is kept; None is the parameters'.
@@ -191,9 +197,9 @@ def ssdm(
     _memory.require_decay(beta, "ssdm", "beta")
     momentum = _memory.ema_from_first_gradient(beta, accumulator_dtype=accumulator_dtype)
     return optax.chain(
-        _memory.abstaining(momentum),
+        _safe(momentum, on_nonfinite),
         _stochastic.scale_by_stochastic_sign(key, axis_name=axis_name, scale=scale),
-        _votes.average_signs(axis_name, key=key, wire=wire),
+        _votes.average_signs(axis_name, key=key, wire=wire, on_nonfinite=on_nonfinite),
         *_common_step(learning_rate, weight_decay, mask),
     )
 
@@ -203,6 +209,7 @@ def dense_sgd(
     momentum: float | None = None,
     *,
     axis_name: AxisName | None = None,
+    on_nonfinite: _votes.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Mask = None,
     accumulator_dtype: Any | None = None,
@@ -215,6 +222,7 @@ def dense_sgd(
       learning_rate: gamma, the usual one of SGD; a number or a schedule.
       momentum: Decay of a heavy-ball trace over the mean gradient (`optax.trace`); None is none.
       axis_name: The workers' axis or a tuple of axes; None is one worker without a network.
+      on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.
       accumulator_dtype: The dtype in which the trace is kept; None is the parameters'.
@@ -236,10 +244,17 @@ def dense_sgd(
     """
     trace = [] if momentum is None else [optax.trace(momentum, accumulator_dtype=accumulator_dtype)]
     return optax.chain(
-        _votes.average_gradients(axis_name),
+        _votes.average_gradients(axis_name, on_nonfinite=on_nonfinite),
         *trace,
         *_common_step(learning_rate, weight_decay, mask),
     )
+
+
+def _safe(
+    memory: optax.GradientTransformation, on_nonfinite: _votes.OnNonfinite
+) -> optax.GradientTransformation:
+    """The worker's memory, kept from a NaN unless the user wants to see it spread."""
+    return memory if on_nonfinite == "propagate" else _memory.abstaining(memory)
 
 
 def _common_step(

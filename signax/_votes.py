@@ -27,6 +27,7 @@ from signax.signs import _random, _sign
 from signax.wire import _ballot, _bits, _server
 
 Ties = Literal["zero", "random"]
+OnNonfinite = Literal["abstain", "propagate", "error"]
 Planes = Sequence[jax.Array]
 
 # Two tags: with one, the coin of a tie would equal worker 0's own coin.
@@ -56,6 +57,7 @@ def majority_vote(
     ties: Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
+    on_nonfinite: OnNonfinite = "abstain",
 ) -> optax.GradientTransformation:
     r"""Every coordinate moves the way that most workers want it to.
 
@@ -70,6 +72,10 @@ def majority_vote(
       key: An integer seed or a PRNG key for the coins, the same on all workers.
       wire: How the signs travel: "packed" (all_to_all and all_gather of packed words), "lanes" (one
         integer all-reduce) or "float32" (one float all-reduce). All give the same bits.
+      on_nonfinite: What a NaN or an infinity in a worker's update does. "abstain": that worker does
+        not vote at this step. "propagate": the update is NaN on all workers, as after `lax.pmean`.
+        "error": the step raises a `FloatingPointError` that says how many workers it was (a host
+        callback at each step: for finding the cause, not for long runs).
 
     Returns:
       A transformation that takes any updates, raw or signs, of floating dtype, and returns -1, 0 or
@@ -94,7 +100,7 @@ def majority_vote(
       Bernstein et al., signSGD with Majority Vote is Communication Efficient and Fault Tolerant,
       2019, arXiv:1810.05291; Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 2.
     """
-    return _vote("majority_vote", _MAJORITY, axis_name, ties, key, wire)
+    return _vote("majority_vote", _MAJORITY, axis_name, ties, key, wire, on_nonfinite)
 
 
 def average_signs(
@@ -103,6 +109,7 @@ def average_signs(
     ties: Ties = "random",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
+    on_nonfinite: OnNonfinite = "abstain",
 ) -> optax.GradientTransformation:
     r"""Every coordinate moves by the mean of the workers' signs: the main step of SSDM.
 
@@ -117,6 +124,7 @@ def average_signs(
         `scale_by_stochastic_sign` are never zero, so for SSDM both give the same result.
       key: An integer seed or a PRNG key for the coins, the same on all workers.
       wire: "packed", "lanes" or "float32", as for `majority_vote`.
+      on_nonfinite: "abstain", "propagate" or "error", as for `majority_vote`.
 
     Returns:
       A transformation that takes any updates, raw or signs, of floating dtype, and returns values
@@ -139,16 +147,20 @@ def average_signs(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 3, lines 9 and 11.
     """
-    return _vote("average_signs", _AVERAGE, axis_name, ties, key, wire)
+    return _vote("average_signs", _AVERAGE, axis_name, ties, key, wire, on_nonfinite)
 
 
-def average_gradients(axis_name: _workers.AxisName | None) -> optax.GradientTransformation:
+def average_gradients(
+    axis_name: _workers.AxisName | None, *, on_nonfinite: OnNonfinite = "abstain"
+) -> optax.GradientTransformation:
     r"""The dense baseline: the mean of the workers' gradients, every coordinate in full.
 
     $$ u = \frac{1}{M} \sum_{n=1}^{M} u_n $$
 
     Args:
       axis_name: The workers' axis or a tuple of axes; None is one worker.
+
+      on_nonfinite: "abstain", "propagate" or "error", as for `majority_vote`.
 
     Returns:
       A transformation that keeps shapes and dtypes; it sends each coordinate in its own dtype
@@ -166,6 +178,7 @@ def average_gradients(axis_name: _workers.AxisName | None) -> optax.GradientTran
       1.5
     """
     name = "average_gradients"
+    require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
 
     def update(updates, state, params=None):
         del params
@@ -177,6 +190,8 @@ def average_gradients(axis_name: _workers.AxisName | None) -> optax.GradientTran
             if axis_name is not None:
                 kept, voters = jax.lax.psum((kept, voters), axis_name)
             mean = jax.tree.map(lambda u: u / jnp.maximum(voters, 1).astype(u.dtype), kept)
+            num_absent = _workers.num_workers(axis_name) - voters
+            mean = _handle_nonfinite(mean, num_absent, on_nonfinite, name)
             return mean, _next(state, voters, axis_name)
 
     return optax.GradientTransformation(functools.partial(_init, key=0), update)
@@ -189,13 +204,12 @@ def _vote(
     ties: Ties,
     key: jax.typing.ArrayLike,
     wire: _server.Wire,
+    on_nonfinite: OnNonfinite,
 ) -> optax.GradientTransformation:
     """Pack the signs, count them on the servers, decide there, unpack the result."""
-    for argument, value, choices in (("ties", ties, Ties), ("wire", wire, _server.Wire)):
-        if value not in get_args(choices):
-            raise ValueError(
-                f"signax.{name}: unknown {argument} {value!r}; choose one of {get_args(choices)}."
-            )
+    require_choice(ties, Ties, name, "ties")
+    require_choice(wire, _server.Wire, name, "wire")
+    require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
     rule = rules[ties]
 
     def update(updates, state, params=None):
@@ -206,7 +220,9 @@ def _vote(
         with jax.named_scope(f"signax.{name}"):
             num_workers = _workers.num_workers(axis_name)
             own_coins, tie_coins = _coins(state, updates, axis_name)
-            planes, is_voting = _cast(_ballot.pack(updates), ties, own_coins)
+            ballot = _ballot.pack(updates)
+            is_voting = ballot.is_finite & (~ballot.is_zero | (on_nonfinite != "abstain"))
+            planes = _cast(ballot, is_voting, ties, own_coins)
 
             def decide(counts, voters, offset):
                 coins = functools.partial(tie_coins, counts[0].size, offset)
@@ -217,23 +233,28 @@ def _vote(
             def decode(planes, size, dtype):
                 return rule.decode(planes, num_workers, voters, size, dtype)
 
-            return _ballot.unpack(results, updates, decode), _next(state, voters, axis_name)
+            signs = _ballot.unpack(results, updates, decode)
+            signs = _handle_nonfinite(signs, num_workers - voters, on_nonfinite, name)
+            return signs, _next(state, voters, axis_name)
 
     return optax.GradientTransformation(functools.partial(_init, key=key), update)
 
 
 def _cast(
-    ballot: _ballot.Ballot, ties: Ties, coins: Callable[[int], jax.Array]
-) -> tuple[Planes, jax.Array]:
+    ballot: _ballot.Ballot,
+    is_voting: jax.Array,
+    ties: Ties,
+    coins: Callable[[int], jax.Array],
+) -> Planes:
     """The planes that this worker sends: their set bits are what the servers count."""
-    voting = jnp.where(ballot.is_voting, jnp.uint8(255), jnp.uint8(0))
+    voting = jnp.where(is_voting, jnp.uint8(255), jnp.uint8(0))
     positive, negative = ballot.positive & voting, ballot.negative & voting
     if ties == "random":
         zero = voting & ~(positive | negative)
-        return [positive | (zero & coins(zero.size))], ballot.is_voting
+        return [positive | (zero & coins(zero.size))]
     # Two bits per coordinate whose sum is sign + 1, so that counting them sums the signs; a worker
     # who abstains says zero.
-    return [positive, ~negative], ballot.is_voting
+    return [positive, ~negative]
 
 
 def _coins(state: VoteState, updates: Any, axis_name: _workers.AxisName | None):
@@ -317,6 +338,35 @@ def _next(state: VoteState, voters: jax.Array, axis_name: _workers.AxisName | No
     return state._replace(
         count=state.count + 1, num_abstained=_workers.num_workers(axis_name) - voters
     )
+
+
+def _handle_nonfinite(
+    updates: Any, num_absent: jax.Array, on_nonfinite: OnNonfinite, name: str
+) -> Any:
+    if on_nonfinite == "propagate":
+        return jax.tree.map(
+            lambda u: jnp.where(num_absent > 0, jnp.nan, u).astype(u.dtype), updates
+        )
+    if on_nonfinite == "error":
+        jax.debug.callback(functools.partial(_raise_if_absent, name=name), num_absent)
+    return updates
+
+
+def _raise_if_absent(num_absent: Any, name: str) -> None:
+    if num_absent > 0:
+        raise FloatingPointError(
+            f"signax.{name}: the updates of {num_absent} workers hold a NaN or an infinity at this"
+            ' step. With on_nonfinite="abstain" these workers would not vote and training would go'
+            " on; jax_debug_nans finds where the first NaN arises."
+        )
+
+
+def require_choice(value: Any, choices: Any, function: str, argument: str) -> None:
+    """Raises a `ValueError` unless `value` is one of the `Literal` type's choices."""
+    if value not in get_args(choices):
+        raise ValueError(
+            f"signax.{function}: unknown {argument} {value!r}; choose one of {get_args(choices)}."
+        )
 
 
 def _check(updates: Any, axis_name: _workers.AxisName | None, name: str) -> None:

@@ -12,6 +12,9 @@ from workers import MAPPINGS, Mapped
 
 # Before the first use of JAX: afterwards the number of devices is fixed.
 jax.config.update("jax_num_cpu_devices", 8)
+# Eight devices share a thread pool of as many threads as there are cores: two programs in flight at
+# once wait in it for each other's collectives, and hang. One at a time cannot.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # One order of examples on every machine, and no clock: a compilation takes as long as it takes.

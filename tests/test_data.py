@@ -37,7 +37,8 @@ def test_every_example_has_exactly_one_owner(how: str, num_workers: int):
 
 def test_by_label_gives_worker_n_the_labels_n_plus_multiples_of_m():
     owned = split_examples("by_label", LABELS, 4, seed=0)
-    assert [sorted({*LABELS[examples]}) for examples in owned] == [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
+    labels = [sorted({*LABELS[examples].tolist()}) for examples in owned]
+    assert labels == [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
 
 
 def test_a_worker_without_an_example_is_an_error():
@@ -74,7 +75,7 @@ def test_each_worker_gets_its_own_rows_from_its_own_memory():
     owned = [np.arange(start, start + 3 + start) for start in (0, 3, 9, 21)]
     images = np.arange(60, dtype=np.uint8)[:, None]
     shards = place(Split(images, np.arange(60, dtype=np.int32)), owned, mesh)
-    assert shards.images.sharding.spec == jax.P("workers")
+    assert {shard.data.shape for shard in shards.images.addressable_shards} == {(1, 24, 1)}
     assert int((shards.labels != PADDING).sum()) == sum(map(len, owned))
     rows = np.array([[0, 2], [5, 1], [3, 3], [20, 0]], np.int32)
     compiled = jax.jit(take_batch, static_argnums=2).lower(shards, rows, mesh).compile()
@@ -85,8 +86,8 @@ def test_each_worker_gets_its_own_rows_from_its_own_memory():
     assert not any(word in hlo for word in ("all-gather", "all-reduce", "all-to-all"))
 
 
-# MNIST. TFDS reads TFDS_DATA_DIR once, when it is imported: hence a fresh Python with a folder of its
-# own, and the folder of the person who runs the tests stays as it is.
+# MNIST. TFDS reads TFDS_DATA_DIR once, when it is imported: hence a fresh Python with a folder of
+# its own, and the folder of the person who runs the tests stays as it is.
 
 needs_mnist = pytest.mark.skipif(
     "SIGNAX_MNIST_DIR" not in os.environ,
@@ -116,7 +117,7 @@ except mnist.UsageError as error:
 
 @needs_mnist
 def test_mnist_is_prepared_read_and_cached_without_tensorflow(tmp_path: Path):
-    assert run_python(LOAD, TFDS_DATA_DIR=str(tmp_path)).stdout == ""
+    assert run_python(LOAD, timeout=300, TFDS_DATA_DIR=str(tmp_path)).stdout == ""
 
 
 def test_a_missing_file_of_mnist_is_named(tmp_path: Path):

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 
 
 class Checkpoints:
-    """The checkpoint of one work directory: the whole train state, every worker's memory included."""
+    """The checkpoint of one work directory: the train state with every worker's memory."""
 
     def __init__(self, workdir: Path):
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
@@ -25,7 +25,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, like: Any) -> Any:
-        """Returns the newest state with the types and shardings of `like`; `like` if none is kept."""
+        """Returns the newest state, with types and shardings of `like`; `like` if none is kept."""
         if not self.latest_step:
             return like
         abstract = jax.tree.map(_abstract, like)

@@ -56,7 +56,7 @@ def _help() -> str:
             "",
             *rows,
             "",
-            "`signax COMMAND --help` lists a command's flags; `signax --version` prints the version.",
+            "`signax COMMAND --help` lists a command's flags; `signax --version` says which one.",
         ]
     )
 

@@ -21,9 +21,9 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help", "-help"} & {*argv}:
         print(
             "usage: signax compare DIR ...\n\n"
-            "Table of finished runs (work directories of `signax train`). Runs that differ only in\n"
-            "their seed are one row: mean and sample standard deviation. Bits: sent by one worker,\n"
-            "per coordinate and step."
+            "Table of finished runs (work directories of `signax train`). Runs that differ only\n"
+            "in their seed are one row: mean and sample standard deviation. Bits: sent by one\n"
+            "worker, per coordinate and step."
         )
         return 0
     print(comparison([(Path(folder), _read(Path(folder))) for folder in argv]))

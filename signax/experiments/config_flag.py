@@ -16,13 +16,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from signax.experiments import default_config
+from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError, unknown_name
 
 
 class ChosenConfig(NamedTuple):
     """A config and the name under which its run is kept."""
 
-    config: ml_collections.ConfigDict
+    config: Config
     name: str  # the file's name and what the command line changed: "digits_ssdm,batch_size=128"
 
 
@@ -49,7 +50,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> ChosenCon
     return ChosenConfig(config, _run_name(path, run, overrides))
 
 
-def field_names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+def field_names(config: Config, prefix: str = "") -> Iterator[str]:
     """Yields every field of a config, groups written with dots."""
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
@@ -59,7 +60,7 @@ def field_names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator
 
 
 def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Splits `--config=FILE` (or `--config FILE`) off; the last one counts, "" where there is none."""
+    """Splits `--config=FILE` (or `--config FILE`) off; "" where there is none."""
     chosen, rest = "", []
     arguments = iter(argv)
     for argument in arguments:
@@ -73,7 +74,7 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
     return chosen, rest
 
 
-def _load(path: Path, run: str) -> ml_collections.ConfigDict:
+def _load(path: Path, run: str) -> Config:
     if not path.is_file():
         siblings = [sibling.name for sibling in path.parent.glob("*.py")]
         near = difflib.get_close_matches(path.name, siblings, n=1)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import ml_collections
 import numpy as np
 
+from signax.experiments.default_config import Config
 from signax.experiments.errors import unknown_name
 
 
@@ -21,14 +21,14 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
-def load_dataset(config: ml_collections.ConfigDict) -> Dataset:
+def load_dataset(config: Config) -> Dataset:
     """Loads `config.dataset`."""
     if config.dataset not in DATASETS:
         raise unknown_name("dataset", config.dataset, DATASETS)
     return DATASETS[config.dataset](config)
 
 
-def _load_digits(config: ml_collections.ConfigDict) -> Dataset:
+def _load_digits(config: Config) -> Dataset:
     """1,797 images of 8 x 8 pixels that come with scikit-learn; every fifth is for testing."""
     del config
     from sklearn.datasets import load_digits
@@ -41,7 +41,7 @@ def _load_digits(config: ml_collections.ConfigDict) -> Dataset:
     return Dataset(train, Split(images[is_test], labels[is_test]), max_pixel=16, num_classes=10)
 
 
-def _load_mnist(config: ml_collections.ConfigDict) -> Dataset:
+def _load_mnist(config: Config) -> Dataset:
     from signax.experiments.mnist import load_mnist
 
     arrays = load_mnist(config.mnist_dir)
@@ -50,7 +50,7 @@ def _load_mnist(config: ml_collections.ConfigDict) -> Dataset:
     return Dataset(train, test, max_pixel=255, num_classes=10)
 
 
-DATASETS: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {
+DATASETS: dict[str, Callable[[Config], Dataset]] = {
     "digits": _load_digits,
     "mnist": _load_mnist,
 }

@@ -4,13 +4,17 @@ Shows    one bit per coordinate from each of eight workers trains a network as S
 Command  signax train
 """
 
-import ml_collections
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+Config: TypeAlias = Any  # a ConfigDict: type checkers cannot know what its fields hold
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config() -> Config:
     """Returns every field there is; other configs start here and change a few."""
-    config = ml_collections.ConfigDict()
+    config: Config = ConfigDict()
     config.dataset = "digits"  # "digits" (inside scikit-learn) or "mnist"
     config.mnist_dir = ""  # folder with MNIST's four .gz files; "": SIGNAX_MNIST_DIR, else download
     config.partition = "iid"  # "iid", or "by_label": worker n owns the labels n, n + M, ...
@@ -23,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 500  # steps; the last step is always kept
 
     # None is the optimizer's own default; a field that it does not take is an error.
-    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer = ConfigDict()
     config.optimizer.name = "signum"
     config.optimizer.learning_rate = 0.003  # of a sign: parameter units per step and coordinate
     config.optimizer.schedule = "cosine"  # "constant", "cosine" or "linear", down to zero
@@ -32,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.ties = placeholder(str)
     config.optimizer.rescale = placeholder(bool)
     config.optimizer.weight_decay = placeholder(float)
-    config.optimizer.scale = ml_collections.ConfigDict()
+    config.optimizer.scale = ConfigDict()
     config.optimizer.scale.norm = placeholder(str)
     config.optimizer.scale.scope = placeholder(str)
     config.optimizer.scale.shared = placeholder(bool)

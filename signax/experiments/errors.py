@@ -15,8 +15,10 @@ class UsageError(Exception):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """Returns the error for a name that does not exist, with the nearest one that does."""
+    """Returns the error for a name that does not exist, with the nearest ones that do."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}?" if near else f"There is: {', '.join(known)}."
-    return UsageError(f"unknown {kind} {name!r}. {hint}")
+    within = [other for other in known if len(name) > 2 and name in other]
+    near = within or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return UsageError(f"unknown {kind} {name!r}. Did you mean {' or '.join(map(repr, near))}?")
+    return UsageError(f"unknown {kind} {name!r}. There is: {', '.join(known)}.")

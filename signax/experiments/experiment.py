@@ -4,13 +4,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import signax
 from signax.experiments.data import load_dataset
+from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError
 from signax.experiments.feed import PADDING, Order, Shards, place, take_batch
 from signax.experiments.model import Model, make_model
@@ -22,7 +22,7 @@ from signax.experiments.workers import make_mesh
 class Experiment(NamedTuple):
     """Everything that training needs and that does not change while it runs."""
 
-    config: ml_collections.ConfigDict
+    config: Config
     mesh: Mesh
     model: Model
     first_params: Any
@@ -63,7 +63,7 @@ class Experiment(NamedTuple):
         ).bits_per_coordinate
 
 
-def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+def make_experiment(config: Config) -> Experiment:
     """Builds the parts that `config` names; what cannot be built raises `UsageError`."""
     _check_positive(
         config, "batch_size", "num_steps", "hidden_size", "eval_every", "checkpoint_every"
@@ -92,7 +92,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     )
 
 
-def _check_positive(config: ml_collections.ConfigDict, *names: str) -> None:
+def _check_positive(config: Config, *names: str) -> None:
     for name in names:
         if config[name] < 1:
             raise UsageError(f"config.{name}={config[name]}: must be 1 or more.")

@@ -37,7 +37,8 @@ def place(split: Split, owned: list[np.ndarray], mesh: Mesh) -> Shards:
     for worker, examples in enumerate(owned):
         images[worker, : len(examples)] = split.images[examples]
         labels[worker, : len(examples)] = split.labels[examples]
-    return jax.device_put(Shards(images, labels), NamedSharding(mesh, P(*mesh.axis_names)))
+    sharding = NamedSharding(mesh, P(*mesh.axis_names))
+    return Shards(jax.device_put(images, sharding), jax.device_put(labels, sharding))
 
 
 def take_batch(shards: Shards, rows: jax.Array, mesh: Mesh) -> dict[str, jax.Array]:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 @contextmanager
@@ -23,7 +24,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         asked.set()
         signal.signal(signum, before[signum])
 
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {
+        signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)
+    }
     for signum in before:
         signal.signal(signum, ask)
     try:

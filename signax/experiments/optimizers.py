@@ -8,10 +8,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import ml_collections
 import optax
 
 import signax
+from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError, unknown_name
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -30,9 +30,7 @@ SCHEDULES: dict[str, Callable[[float, int], optax.ScalarOrSchedule]] = {
 _NOT_ARGUMENTS = ("name", "learning_rate", "schedule", "scale")
 
 
-def make_optimizer(
-    config: ml_collections.ConfigDict, axis_name: str
-) -> optax.GradientTransformation:
+def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformation:
     """Returns the transformation that `config.optimizer` describes, voting over `axis_name`."""
     function = _lookup("optimizer", config.optimizer.name, OPTIMIZERS)
     schedule = _lookup("schedule", config.optimizer.schedule, SCHEDULES)
@@ -54,13 +52,13 @@ def make_optimizer(
         raise UsageError(f"config.optimizer: {error}") from error
 
 
-def ties_of(optimizer: ml_collections.ConfigDict) -> str | None:
+def ties_of(optimizer: Config) -> str | None:
     """Returns which `ties` this optimizer's vote uses; None where nobody votes."""
     ties = inspect.signature(OPTIMIZERS[optimizer.name]).parameters.get("ties")
     return ties and (optimizer.ties or ties.default)
 
 
-def _arguments(optimizer: ml_collections.ConfigDict) -> dict[str, Any]:
+def _arguments(optimizer: Config) -> dict[str, Any]:
     arguments = {
         name: value
         for name, value in optimizer.items()

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 from tqdm import tqdm
 
 from signax.experiments.checkpoint import Checkpoints
+from signax.experiments.default_config import Config
 from signax.experiments.experiment import (
     Experiment,
     make_accuracy,
@@ -44,14 +44,14 @@ class Result(NamedTuple):
 
 
 def train(
-    config: ml_collections.ConfigDict,
+    config: Config,
     workdir: Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
     on_metrics: Callable[[int, Row], None] | None = None,
 ) -> Result:
-    """Trains what `config` describes and leaves metrics, curves, result and checkpoint in `workdir`.
+    """Trains what `config` describes; `workdir` gets metrics, curves, result and checkpoint.
 
     SIGINT ends the run after the steps in hand, with a checkpoint; `Result.is_finished` says so.
 

@@ -1,18 +1,20 @@
 """`signax train`: flags only; what they start is `signax.experiments.train`.
 
-Exit status: 0 finished, 2 a mistake in the flags, 130 stopped by SIGINT or SIGTERM with a checkpoint.
+Exit status: 0 finished, 2 a mistake in what was asked for, 130 stopped by SIGINT or SIGTERM (with a
+checkpoint).
 """
 
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
 from signax.experiments.compare_command import comparison
 from signax.experiments.config_flag import parse_flags
-from signax.experiments.default_config import get_config
+from signax.experiments.default_config import Config, get_config
 from signax.experiments.errors import UsageError
 from signax.experiments.report import report
 from signax.experiments.train import train
@@ -42,42 +44,49 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell stories at INFO and WARNING
     flag_values = _define_flags()
     chosen = parse_flags(flag_values, argv)
-    folder = Path(flag_values["workdir"].value or Path("runs") / chosen.name)
-    options = {name: flag_values[name].value for name in ("resume", "overwrite")}
-    if options["resume"] and options["overwrite"]:
+    flag: Any = {name: flag_values[name].value for name in ("workdir", *_SWITCHES, "seeds")}
+    if flag["resume"] and flag["overwrite"]:
         raise UsageError("--resume continues a run and --overwrite throws it away: choose one.")
+    folder = Path(flag["workdir"] or Path("runs") / chosen.name)
+    runs = _one_per_seed(chosen.config, folder, flag["seeds"])
     results = []
-    for seed in _seeds(flag_values["seeds"].value) or [None]:
-        config, path = chosen.config.copy_and_resolve_references(), folder
-        if seed is not None:
-            config.seed, path = seed, folder.with_name(f"{folder.name},seed={seed}")
-        result = train(config, path, **options)
+    for config, path in runs:
+        # Of several seeds, the first may be finished and the last not begun.
+        resume = flag["resume"] and (len(runs) == 1 or (path / "run.json").exists())
+        result = train(config, path, resume=resume, overwrite=flag["overwrite"])
         if not result.is_finished:
             return _interrupted(result.step, config.num_steps, path, argv)
-        print(f"\n{report(result)}\nwritten to      {path}{_FILES}", flush=True)
+        print(f"\n{report(result)}\nwritten to           {path}{_FILES}", flush=True)
         results.append((path, result._asdict()))
     if len(results) > 1:
         print(f"\n{comparison(results)}")
     return 0
 
 
+_SWITCHES = ("resume", "overwrite")
 _FILES = "/{curves.png, metrics.jsonl, result.json, checkpoints}"
 
 
 def _define_flags() -> flags.FlagValues:
     flag_values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where to write", flag_values=flag_values)
-    flags.DEFINE_bool("resume", False, "continue the run", flag_values=flag_values)
-    flags.DEFINE_bool("overwrite", False, "throw the run away", flag_values=flag_values)
+    for name in _SWITCHES:
+        flags.DEFINE_bool(name, False, name, flag_values=flag_values)
     flags.DEFINE_list("seeds", [], "one run for each seed", flag_values=flag_values)
     return flag_values
 
 
-def _seeds(texts: Sequence[str]) -> list[int]:
-    try:
-        return [int(text) for text in texts]
-    except ValueError as error:
-        raise UsageError(f"--seeds={','.join(texts)}: seeds are whole numbers.") from error
+def _one_per_seed(config: Config, folder: Path, seeds: Sequence[str]) -> list[tuple[Config, Path]]:
+    if not seeds:
+        return [(config, folder)]
+    runs = []
+    for seed in seeds:
+        if not seed.isdecimal():
+            raise UsageError(f"--seeds={','.join(seeds)}: seeds are whole numbers.")
+        copy = config.copy_and_resolve_references()
+        copy.seed = int(seed)
+        runs.append((copy, folder.with_name(f"{folder.name},seed={seed}")))
+    return runs
 
 
 def _interrupted(step: int, num_steps: int, path: Path, argv: Sequence[str]) -> int:

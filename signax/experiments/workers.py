@@ -1,5 +1,7 @@
 """The devices that play the workers."""
 
+import contextlib
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
@@ -36,7 +38,6 @@ def make_mesh(num_workers: int | None) -> Mesh:
 
 
 def _ask_for_cpu_devices(count: int) -> None:
-    try:
+    # Where JAX is running already (a notebook, a test) it keeps the devices it has.
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # JAX is running already (a notebook, a test): it keeps the devices it has

@@ -20,7 +20,8 @@ class Ballot(NamedTuple):
 
     positive: jax.Array  # uint8[W]
     negative: jax.Array  # uint8[W]
-    is_voting: jax.Array  # bool[]: every value is finite and some value is not zero
+    is_finite: jax.Array  # bool[]: no value is a NaN or an infinity
+    is_zero: jax.Array  # bool[]: every value is zero
 
 
 def pack(updates: Any) -> Ballot:
@@ -28,7 +29,7 @@ def pack(updates: Any) -> Ballot:
     pairs = [_bits.pack_signs(jnp.asarray(leaf)) for leaf in jax.tree.leaves(updates)]
     positive, negative = (jnp.concatenate(planes) for planes in zip(*pairs, strict=True))
     is_finite = ~jnp.any(positive & negative)  # both bits set: a NaN or an infinity
-    return Ballot(positive, negative, is_finite & jnp.any(positive | negative))
+    return Ballot(positive, negative, is_finite, ~jnp.any(positive | negative))
 
 
 def unpack(

@@ -88,12 +88,12 @@ def _packed(planes, is_voting, decide, axis_name):
     voters = jnp.sum(received[:, -1], dtype=jnp.int32)
     counts = _bits.count_planes(received[:, :-1].reshape(-1, slice_size))  # rows of all planes
     offset = _workers.worker_index(axis_name) * slice_size
-    results = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
-    payload = jnp.concatenate([results.reshape(-1), _to_bytes(voters, num_workers)])
+    decided = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
+    payload = jnp.concatenate([decided.reshape(-1), _to_bytes(voters, num_workers)])
     gathered = _gather(payload, axis_name)  # [M, R*S + header]
-    results = gathered[:, : results.size].reshape(num_workers, *results.shape)
-    planes = [results[:, r].reshape(-1)[:size] for r in range(results.shape[1])]
-    return planes, _from_bytes(gathered[0, results[0].size :])
+    results, headers = jnp.split(gathered, [decided.size], axis=1)
+    results = results.reshape(num_workers, *decided.shape).swapaxes(0, 1)  # [R, M, S]
+    return [plane.reshape(-1)[:size] for plane in results], _from_bytes(headers[0])
 
 
 def _lanes(planes, is_voting, decide, axis_name):
@@ -101,17 +101,18 @@ def _lanes(planes, is_voting, decide, axis_name):
     lane_bits = (num_planes * num_workers).bit_length()
     num_lanes = 32 // lane_bits
     size = 8 * planes[0].size
-    counts = sum(jnp.unpackbits(p, bitorder="little").astype(jnp.uint32) for p in planes)
+    counts = _set_bits(planes, jnp.uint32)
     counts = jnp.pad(counts, (0, -size % num_lanes)).reshape(num_lanes, -1)
-    words = sum(lane << (lane_bits * i) for i, lane in enumerate(counts))
+    shifts = lane_bits * jnp.arange(num_lanes, dtype=jnp.uint32)
+    words = jnp.sum(counts << shifts[:, None], axis=0, dtype=jnp.uint32)
     words, voters = _sum_with_voters(words, is_voting, axis_name)
-    lanes = [(words >> (lane_bits * i)) & ((1 << lane_bits) - 1) for i in range(num_lanes)]
-    counts = jnp.concatenate(lanes)[:size]
+    counts = (words[None] >> shifts[:, None]) & jnp.uint32((1 << lane_bits) - 1)
+    counts = counts.reshape(-1)[:size]
     return decide(_planes(counts, num_planes * num_workers), voters, 0), voters
 
 
 def _float32(planes, is_voting, decide, axis_name):
-    counts = sum(jnp.unpackbits(p, bitorder="little").astype(jnp.float32) for p in planes)
+    counts = _set_bits(planes, jnp.float32)
     counts, voters = _sum_with_voters(counts, is_voting, axis_name)
     most = len(planes) * _workers.num_workers(axis_name)
     return decide(_planes(counts.astype(jnp.uint32), most), voters, 0), voters
@@ -120,11 +121,10 @@ def _float32(planes, is_voting, decide, axis_name):
 def _scatter(rows: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
     """Sends row j to worker j; row n of the result came from worker n."""
     axes = _workers.axes_of(axis_name)
-    sizes = [_workers.num_workers(a) for a in axes]
-    if len(axes) == 1 or _workers.tracked_axes(axis_name):
-        return jax.lax.all_to_all(rows, axes if len(axes) > 1 else axes[0], 0, 0)
-    # A nested vmap maps one axis at a time.
-    rows = rows.reshape(*sizes, -1)
+    if _workers.tracked_axes(axis_name):
+        return jax.lax.all_to_all(rows, axes, 0, 0)
+    # Nested vmaps map one axis at a time.
+    rows = rows.reshape(*map(_workers.num_workers, axes), -1)
     for i, axis in enumerate(axes):
         rows = jax.lax.all_to_all(rows, axis, i, i)
     return rows.reshape(_workers.num_workers(axis_name), -1)
@@ -147,6 +147,11 @@ def _sum_with_voters(
     """One psum for the counts and, as one more element, the number of voters."""
     total = jax.lax.psum(jnp.append(counts, is_voting.astype(counts.dtype)), axis_name)
     return total[:-1], total[-1].astype(jnp.int32)
+
+
+def _set_bits(planes: Sequence[jax.Array], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """How many of the planes' bits are set, for each coordinate."""
+    return _bits.unpack_planes(planes, [1] * len(planes), 8 * planes[0].size, dtype)
 
 
 def _rows(plane: jax.Array, num_workers: int, slice_size: int) -> jax.Array:

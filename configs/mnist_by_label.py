@@ -1,0 +1,41 @@
+"""MNIST, five workers, each with two of the ten digits: worker n owns the labels n and n + 5.
+
+Shows    when workers disagree for good, a majority is not a mean. Voting and SSDM as printed ignore
+         by how much a worker disagrees; one scale for all workers makes the sum of stochastic signs
+         an unbiased estimate of the mean, and SSDM comes close to SGD.
+Command  signax train --config=configs/mnist_by_label.py:RUN --seeds=0,1,2
+Cost     ? s for each seed on two CPU cores
+Expect   accuracy in percent after 3,000 steps, mean and sample standard deviation of three seeds;
+         bits per coordinate, worker and step
+
+The learning rates are the best for each run, by train accuracy with seed 0, of: 1e-4, 3e-4, 1e-3,
+3e-3 for the votes, those and 0.01, 0.03 for SSDM, and 0.03, 0.1 for SGD.
+"""
+
+from signax.experiments import default_config
+
+RUNS = {
+    "majority_vote": {"name": "sign_sgd", "learning_rate": 0.003},
+    "signum": {"name": "signum", "learning_rate": 0.003},
+    "ssdm": {"name": "ssdm", "learning_rate": 0.01},
+    "ssdm_shared": {
+        "name": "ssdm",
+        "learning_rate": 0.03,
+        "scale": {"norm": "linf", "scope": "leaf", "shared": True},
+    },
+    "sgd": {"name": "dense_sgd", "learning_rate": 0.1, "momentum": 0.9},
+}
+
+
+def get_config(run: str = "signum") -> default_config.Config:
+    """Returns one of `RUNS`."""
+    config = default_config.get_config()
+    config.dataset = "mnist"
+    config.partition = "by_label"
+    config.num_workers = 5
+    config.batch_size = 320
+    config.num_steps = 3000
+    config.hidden_size = 64
+    config.eval_every = 100
+    config.optimizer.update(RUNS[run])
+    return config

@@ -1,0 +1,97 @@
+"""Going on with another number of workers: M momenta become M'.
+
+The links average over workers, so what the workers' memories stand for together is their mean. It
+is
+kept: every new worker starts with the mean of the old memories.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from signax import _layout, _training, _votes
+
+How = Literal["mean", "zero"]
+
+
+def change_num_workers(
+    state: _training.TrainState,
+    tx: optax.GradientTransformation,
+    mesh: _layout.AnyMesh,
+    how: How = "mean",
+) -> _training.TrainState:
+    r"""Lays out a training state for another number of workers.
+
+    $$ m'_1 = \dots = m'_{M'} = \frac{1}{M} \sum_{n=1}^{M} m_n $$
+
+    Args:
+      state: A `TrainState` of M workers, such as one restored from a checkpoint.
+      tx: The optimizer that made it.
+      mesh: The mesh of M' workers, or the number M' of simulated workers.
+      how: What the new workers remember: "mean", the mean over the old workers of each momentum and
+        residual (so the pending update is kept), or "zero", nothing.
+
+    Returns:
+      The state for M' workers on the mesh. Leaves that are the same on all workers (parameters,
+      counts, keys) are copied as they are. With M' = M and `how="mean"` the workers' memories are
+      still averaged.
+
+    Raises:
+      ValueError: For an unknown `how`, or a state that is not one of `tx`.
+
+    Example:
+      >>> tx = signax.signum(0.1, axis_name="workers")
+      >>> state = signax.init_train_state(jnp.zeros(3), tx, 8)
+      >>> signax.change_num_workers(state, tx, 4).opt_state[0].ema.shape
+      (4, 3)
+    """
+    _votes.require_choice(how, How, "change_num_workers", "how")
+    layout = _layout.infer_layout(tx, state.params, mesh)
+    if jax.tree.structure(state.opt_state) != jax.tree.structure(layout.state):
+        raise ValueError(
+            "change_num_workers: the optimizer state does not belong to this optimizer. Its"
+            f" structure is {jax.tree.structure(state.opt_state)}; the optimizer's is"
+            f" {jax.tree.structure(layout.state)}."
+        )
+    new_mesh = _layout.as_mesh(mesh)
+
+    def convert(path, spec, want, leaf):
+        if not spec:
+            return leaf
+        leaf = np.asarray(leaf)
+        if leaf.shape[1:] != want.shape:
+            raise ValueError(
+                f"change_num_workers: the optimizer state at {jax.tree_util.keystr(path)} has shape"
+                f" {leaf.shape}, expected one row of shape {want.shape} for each worker."
+            )
+        row = _merged(leaf) if how == "mean" else np.zeros_like(leaf[0])
+        return np.broadcast_to(row, (_layout.num_rows(spec, new_mesh), *want.shape))
+
+    opt_state = jax.tree_util.tree_map_with_path(
+        convert, layout.specs, layout.state, state.opt_state, is_leaf=_layout.is_spec
+    )
+    replicated = PartitionSpec()
+    specs = _training.TrainState._make(
+        (replicated, replicated, layout.specs, replicated, replicated)
+    )
+    return _place(state._replace(opt_state=opt_state), specs, mesh)
+
+
+def _merged(rows: np.ndarray) -> np.ndarray:
+    """The mean over workers in float64; for integers and flags, the largest."""
+    if np.issubdtype(rows.dtype, np.integer) or rows.dtype == bool:
+        return rows.max(axis=0)
+    return rows.astype(np.float64).mean(axis=0).astype(rows.dtype)
+
+
+def _place(state: Any, specs: Any, mesh: _layout.AnyMesh) -> Any:
+    """Fresh buffers, laid out as `specs` say: the old state may then be donated or deleted."""
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    if not isinstance(mesh, Mesh):
+        return copy(state)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_layout.is_spec)
+    return copy(jax.device_put(state, shardings))

@@ -1,0 +1,293 @@
+"""`signax train` as a person meets it: results, files, resuming, and what a mistake prints."""
+
+import json
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from signax.experiments import cli, default_config
+from signax.experiments.checkpoint import Checkpoints
+from signax.experiments.config_flag import field_names
+from signax.experiments.default_config import Config
+from signax.experiments.experiment import make_experiment
+from signax.experiments.optimizers import OPTIMIZERS, make_optimizer
+from signax.experiments.train import train
+from workers import run_python
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PAGES = {path.stem: path for path in sorted(CONFIGS.glob("*.py"))}
+SHORT = ("--config.num_steps=30", "--config.eval_every=10", "--config.hidden_size=8")
+OVERRIDES = "eval_every=10,hidden_size=8,num_steps=30"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def short_config(**changes: object) -> Config:
+    config = default_config.get_config()
+    config.num_steps, config.eval_every, config.hidden_size = 30, 10, 8
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run with four workers. Tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(short_config(num_workers=4), folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, as `run` in the current folder."""
+    return shutil.copytree(finished, tmp_path / "run").relative_to(tmp_path)
+
+
+def rows_of(workdir: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+# What a run leaves behind
+
+
+def test_the_default_run_learns_digits_and_says_what_it_sent(capsys: pytest.CaptureFixture):
+    assert cli.main(["train"]) == 0
+    result = json.loads(Path("runs/default/result.json").read_text())
+    assert result["test_accuracy"] >= 0.95
+    assert result["num_workers"] == 8
+    # Two bit planes up and two down, times (M - 1) / M, plus padding and a few scalars.
+    assert 4 * 7 / 8 <= result["bits_per_coordinate"] <= 4
+    table = capsys.readouterr().out
+    assert f"{result['test_accuracy']:.2%}" in table
+    assert 'ties="zero"' in table
+    assert "56.00" in table
+
+
+def test_a_run_leaves_metrics_curves_result_and_checkpoint(finished: Path):
+    rows = rows_of(finished)
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    named = {"loss", "accuracy", "test_accuracy", "num_abstained", "megabytes_sent", "epoch"}
+    assert named <= {*rows[-1]}
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((finished / "result.json").read_text())["is_finished"]
+    assert Checkpoints(finished).latest_step == 30
+
+
+@pytest.mark.parametrize("name", ["majority_vote", "ssdm", "ssdm_shared", "sgd"])
+def test_every_run_of_the_digits_page_lowers_the_loss(name: str):
+    assert cli.main(["train", f"--config={PAGES['digits']}:{name}", *SHORT]) == 0
+    # The work directory is named after the config and what was changed.
+    losses = [row["loss"] for row in rows_of(Path(f"runs/digits_{name},{OVERRIDES}"))]
+    assert losses[-1] < losses[0]
+
+
+# Stopping and going on
+
+
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit():
+    config = short_config(optimizer={"name": "ssdm"}, num_steps=45)  # momentum and coins
+    seen = []
+    train(config, Path("whole"), on_metrics=lambda step, row: seen.append((step, row)))
+    assert [step for step, _ in seen] == [10, 20, 30, 40, 45]
+
+    def stop(step: int, _: dict[str, float]) -> None:
+        if step == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    stopped = train(config, Path("parts"), on_metrics=stop)
+    assert (stopped.step, stopped.is_finished) == (20, False)
+    resumed = train(config, Path("parts"), resume=True)
+    assert (resumed.step, resumed.is_finished) == (45, True)
+    assert rows_of(Path("parts")) == rows_of(Path("whole"))
+    like = make_experiment(config).first_state()
+    states = [Checkpoints(Path(folder)).restore(like) for folder in ("whole", "parts")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_rows_after_the_last_checkpoint_are_written_again_not_twice(run: Path):
+    rows = rows_of(run)
+    with (run / "metrics.jsonl").open("a") as file:  # as if killed before the next checkpoint
+        file.write(json.dumps({**rows[-1], "step": 40}) + "\n")
+    train(short_config(num_workers=4), run, resume=True)
+    assert rows_of(run) == rows
+
+
+def test_sigint_ends_with_a_checkpoint_and_the_command_that_goes_on():
+    command = [sys.executable, "-m", "signax.experiments.cli", "train", "--config.num_steps=100000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            _wait_for(lambda: Path("runs").glob("*/metrics.jsonl"), seconds=60)
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "signax train --config.num_steps=100000 --resume" in stderr
+    assert "Traceback" not in stderr
+    (workdir,) = Path("runs").iterdir()
+    assert Checkpoints(workdir).latest_step == rows_of(workdir)[-1]["step"] > 0
+
+
+def _wait_for(paths: Callable[[], Iterable[Path]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not any(path.stat().st_size for path in paths()):
+        assert time.monotonic() < end, "the run wrote nothing"
+        time.sleep(0.1)
+
+
+# Mistakes: one line on stderr that says what to write instead, and exit status 2
+
+MISTAKES = {
+    "a command": (["trian"], "Did you mean 'train'?"),
+    "a flag": (["train", "--reusme"], "Did you mean: resume?"),
+    "an argument": (["train", "digits"], "unexpected argument 'digits'"),
+    "a field": (["train", "--config.bach_size=8"], "Did you mean 'config.batch_size'?"),
+    "a field in a group": (["train", "--config.optimizer.bet=0"], "'config.optimizer.beta'?"),
+    "a field outside its group": (["train", "--config.beta=0"], "'config.optimizer.beta'?"),
+    "a value's type": (["train", "--config.batch_size=big"], "config.batch_size=big"),
+    "a config file": (["train", f"--config={CONFIGS}/digit.py"], "digits.py?"),
+    "a run of a page": (["train", f"--config={CONFIGS}/digits.py:signun"], "'signum'?"),
+    "an optimizer": (["train", "--config.optimizer.name=sgd"], "Did you mean 'dense_sgd'?"),
+    "a schedule": (["train", "--config.optimizer.schedule=cosin"], "Did you mean 'cosine'?"),
+    "an optimizer's field": (["train", "--config.optimizer.momentum=0.9"], "signum takes no"),
+    "ties": (["train", "--config.optimizer.ties=one"], "unknown ties 'one'"),
+    "a dataset": (["train", "--config.dataset=minst"], "Did you mean 'mnist'?"),
+    "a partition": (["train", "--config.partition=by_labels"], "Did you mean 'by_label'?"),
+    "a batch": (["train", "--config.batch_size=100"], "100 is not divisible by 8 workers: 96 is"),
+    "no steps": (["train", "--config.num_steps=0"], "config.num_steps=0: must be 1 or more"),
+    "no workers": (["train", "--config.num_workers=0"], "at least one worker"),
+    "more workers than devices": (["train", "--config.num_workers=9"], "9 workers need 9 devices"),
+    "missing data": (
+        ["train", "--config.dataset=mnist", "--config.mnist_dir=nowhere"],
+        "nowhere holds no train-images-idx3-ubyte.gz",
+    ),
+    "a seed": (["train", "--seeds=0,x"], "--seeds=0,x: seeds are whole numbers"),
+    "two wishes": (["train", "--resume", "--overwrite"], "choose one"),
+    "nothing to resume": (["train", "--resume"], "holds no run to resume"),
+    "no run": (["compare", "nowhere"], "nowhere holds no result.json"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_status_2(
+    mistake: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    argv, hint = MISTAKES[mistake]
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("signax: error: ")
+    assert err.count("\n") == 1
+    assert hint in err
+    assert not Path("runs").exists(), "a mistake leaves nothing behind"
+
+
+def test_a_work_directory_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture):
+    Path("file").touch()
+    assert cli.main(["train", "--workdir=file/run"]) == 2
+    assert "cannot write in the work directory file/run: Not a directory" in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_over_unasked(run: Path, capsys: pytest.CaptureFixture):
+    before = (run / "metrics.jsonl").read_bytes()
+    assert cli.main(["train", *SHORT, "--workdir=run"]) == 2
+    assert "--resume continues it, --overwrite starts it again" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+    (run / "notes.txt").write_text("mine")
+    assert cli.main(["train", *SHORT, "--workdir=run", "--overwrite"]) == 0
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+RESUME = ("train", *SHORT, "--workdir=run", "--resume")
+
+
+@pytest.mark.usefixtures("run")
+def test_a_checkpoint_of_another_number_of_workers_is_refused(capsys: pytest.CaptureFixture):
+    assert cli.main([*RESUME, "--config.num_workers=8"]) == 2
+    assert "memory of 4 workers" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("run")
+def test_a_resumed_run_names_the_field_that_differs(capsys: pytest.CaptureFixture):
+    assert cli.main([*RESUME, "--config.num_workers=4", "--config.optimizer.beta=0.5"]) == 2
+    assert "config.optimizer.beta=None and this one 0.5" in capsys.readouterr().err
+
+
+def test_a_missing_extra_names_the_line_that_installs_it():
+    done = run_python(
+        "import sys; sys.modules['flax'] = None\n"
+        "from signax.experiments import cli; sys.exit(cli.main(['train']))",
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "signax: error: `signax train` needs flax, which is not installed: "
+        "pip install 'signax-optax[train]'\n"
+    )
+
+
+# Configs
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_run_of_every_page_makes_an_optimizer(page: str):
+    module = runpy.run_path(str(PAGES[page]))
+    for run in module["RUNS"]:
+        config = module["get_config"](run)
+        make_optimizer(config, "workers")
+        assert f"{run} " in module["__doc__"], f"{page} does not say what to expect of {run}"
+    assert {*field_names(module["get_config"]())} == {*field_names(default_config.get_config())}
+
+
+def test_a_misspelt_field_in_a_config_file_is_an_error(capsys: pytest.CaptureFixture):
+    Path("mine.py").write_text(
+        "from signax.experiments import default_config\n"
+        "def get_config():\n"
+        "    config = default_config.get_config()\n"
+        "    config.bach_size = 8\n"
+        "    return config\n"
+    )
+    assert cli.main(["train", "--config=mine.py"]) == 2
+    assert 'Did you mean "batch_size"' in capsys.readouterr().err
+
+
+def test_seeds_are_runs_of_their_own_and_one_row_of_the_table(capsys: pytest.CaptureFixture):
+    assert cli.main(["train", *SHORT, "--seeds=0,1", "--workdir=runs/short"]) == 0
+    assert {path.name for path in Path("runs").iterdir()} == {"short,seed=0", "short,seed=1"}
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert cli.main(["compare", *map(str, sorted(Path("runs").iterdir()))]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == row
+    assert row.startswith("| short | 2 | zero |")
+    assert "±" in row
+
+
+def test_every_registered_optimizer_is_found_by_its_own_name():
+    assert {name for name, function in OPTIMIZERS.items() if function.__name__ != name} == set()
+
+
+def test_help_lists_every_command_and_every_field(capsys: pytest.CaptureFixture):
+    assert cli.main([]) == cli.main(["--help"]) == cli.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in cli.COMMANDS)
+    assert all(field.rpartition(".")[-1] in text for field in field_names(short_config()))
+
+
+def test_the_device_count_is_not_taken_from_the_environment():
+    code = "from signax.experiments.workers import make_mesh; print(make_mesh(5).size)"
+    assert run_python(code, JAX_NUM_CPU_DEVICES="2").stdout == "5\n"
