@@ -9,6 +9,8 @@ it runs on each worker alone, what stands after it runs everywhere alike.
 from signax._workers import as_varying
 
 # 1. What does a worker say?
+from signax.signs._noisy import NoisySignState, noisy_sign, scale_by_noisy_sign
+from signax.signs._sign import ScaledSignState, scale_by_scaled_sign, scaled_sign
 from signax.signs._stochastic import (
     Scale,
     StochasticSignState,
@@ -21,14 +23,22 @@ from signax.wire._bits import pack_bits, unpack_bits
 from signax.wire._cost import WireReport, wire_bits
 
 # 3. Who wins?
+from signax._scaled import ScaledVoteState, average_scaled_signs
 from signax._votes import VoteState, average_gradients, average_signs, majority_vote
 
 # 4. What is not forgotten?
+from signax._feedback import ErrorFeedbackState, compressed_mean, error_feedback
 from signax._memory import EmaFromFirstGradientState, abstaining, ema_from_first_gradient
+from signax._freezing import freeze
 from signax._skipping import SkipTogetherState, skip_together
 
 # 5. The named algorithms.
-from signax._optimizers import dense_sgd, sign_sgd, signum, ssdm
+from signax._optimizers._dense import dense_sgd
+from signax._optimizers._feedback import double_squeeze, ef_sign_sgd
+from signax._optimizers._lion import distributed_lion
+from signax._optimizers._majority import noisy_sign_sgd, sign_sgd, signum
+from signax._optimizers._monotone import monotone_sign_sgd
+from signax._optimizers._ssdm import ssdm
 
 # 6. One jitted step on a mesh of workers.
 from signax._drift import replicas_in_sync
@@ -46,7 +56,11 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "EmaFromFirstGradientState",
+    "ErrorFeedbackState",
+    "NoisySignState",
     "Scale",
+    "ScaledSignState",
+    "ScaledVoteState",
     "SkipTogetherState",
     "StochasticSignState",
     "TrainState",
@@ -55,10 +69,17 @@ __all__ = [
     "abstaining",
     "as_varying",
     "average_gradients",
+    "average_scaled_signs",
     "average_signs",
     "change_num_workers",
+    "compressed_mean",
     "dense_sgd",
+    "distributed_lion",
+    "double_squeeze",
+    "ef_sign_sgd",
     "ema_from_first_gradient",
+    "error_feedback",
+    "freeze",
     "from_worker",
     "init_opt_state",
     "init_train_state",
@@ -66,9 +87,15 @@ __all__ = [
     "majority_vote",
     "make_train_step",
     "make_worker_mesh",
+    "monotone_sign_sgd",
+    "noisy_sign",
+    "noisy_sign_sgd",
     "pack_bits",
     "replicas_in_sync",
+    "scale_by_noisy_sign",
+    "scale_by_scaled_sign",
     "scale_by_stochastic_sign",
+    "scaled_sign",
     "sign_sgd",
     "signum",
     "simulate_train_step",

@@ -89,13 +89,16 @@ def state_specs(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) ->
     return infer_layout(tx, params, mesh).specs
 
 
-def init_opt_state(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) -> Any:
+def init_opt_state(
+    tx: optax.GradientTransformation, params: Any, mesh: AnyMesh, *, state_specs: Any = None
+) -> Any:
     """Makes the optimizer's state for all workers: `tx.init`, stacked and sharded.
 
     Args:
       tx: Any chain with a network link.
       params: The parameters.
       mesh: The workers' mesh, or the number M of simulated workers on one device.
+      state_specs: Overrides the layout that `signax.state_specs` infers.
 
     Returns:
       The state, in the layout of `state_specs`: worker-local leaves have a leading axis of M rows.
@@ -109,7 +112,7 @@ def init_opt_state(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh)
       >>> signax.init_opt_state(tx, jnp.zeros(3), 8)[0].ema.shape
       (8, 3)
     """
-    specs = state_specs(tx, params, mesh)
+    specs = infer_layout(tx, params, mesh, state_specs).specs
 
     def init(params):
         return from_worker(tx.init(params), specs)
@@ -162,12 +165,19 @@ def from_worker(state: Any, specs: Any) -> Any:
     return _on_local_leaves(lambda x: x[None], state, specs)
 
 
-def infer_layout(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) -> Layout:
-    """The state's shapes and specs, by tracing `tx.update` until its types no longer change."""
+def infer_layout(
+    tx: optax.GradientTransformation, params: Any, mesh: AnyMesh, specs: Any = None
+) -> Layout:
+    """The state's shapes and specs, by tracing `tx.update` until its types no longer change.
+
+    With `specs` given, nothing is inferred and `tx.update` is not traced.
+    """
     mesh = as_mesh(mesh)
     tx = optax.with_extra_args_support(tx)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _as_arrays(params))
     state = _trace(mesh, tx.init, params)
+    if specs is not None:
+        return Layout(state, specs)
     leaves, treedef = jax.tree.flatten(state)
     varying = [frozenset()] * len(leaves)
     while True:
@@ -201,8 +211,26 @@ def _varying_after_update(tx, params, state, varying, mesh):
         found.append(jax.tree.map(_workers.varying_axes, updates))
         return jnp.zeros(())
 
-    _trace(mesh, update, params, state)
+    try:
+        _trace(mesh, update, params, state)
+    except (TypeError, _workers.NotVaryingError) as error:
+        is_branch = "cond branches" in str(error)
+        if is_branch or isinstance(error, _workers.NotVaryingError):
+            raise ValueError(_UNSAFE_WRAPPER) from error
+        raise
     return found
+
+
+_UNSAFE_WRAPPER = (
+    "the layout of this transformation's state cannot be read from its types: a wrapper around the"
+    " network link branches (jax.lax.cond) between what is each worker's own and what is the same"
+    " on all, or hands the link constants. optax.apply_if_finite decides on one worker's gradient,"
+    " so workers would wait for each other for ever: workers with non-finite gradients abstain"
+    " anyway, and signax.skip_together skips a step for all. In place of optax.MultiSteps write"
+    " signax.make_train_step(..., accumulate_steps=k); in place of masking, signax.freeze. A branch"
+    " that every worker takes alike (on the step count) can run with state_specs=... and"
+    " check_vma=False."
+)
 
 
 def _trace(mesh, fn, *args):
@@ -221,7 +249,8 @@ def _require_replicated(updates: Any) -> None:
                 f" {jax.tree_util.keystr(path) or '(the whole tree)'}, over {sorted(axes)}), so"
                 " their parameters would drift apart. The chain needs a network link over these"
                 " axes, such as signax.majority_vote(axis_name), and every leaf must go through it:"
-                " optax.masked around a link lets the other leaves' local gradients pass."
+                " optax.masked around a link lets the other leaves' local gradients pass (to freeze"
+                " them use signax.freeze)."
             )
 
 

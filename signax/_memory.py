@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from signax import _votes
 from signax.signs import _sign
 
 
@@ -60,11 +61,10 @@ def ema_from_first_gradient(
 
     def update(updates, state, params=None):
         del params
-        averaged = optax.tree.update_moment(updates, state.momentum, beta, order=1)
-        momentum = jax.tree.map(
-            lambda m, g: jnp.where(state.has_started, m, g.astype(m.dtype)), averaged, updates
-        )
-        kept = optax.tree.cast(momentum, accumulator_dtype)
+        gradient, previous = wide(updates), wide(state.momentum)
+        averaged = optax.tree.update_moment(gradient, previous, beta, order=1)
+        momentum = jax.tree.map(lambda m, g: jnp.where(state.has_started, m, g), averaged, gradient)
+        kept = optax.tree.cast_like(momentum, state.momentum)
         out = optax.tree.cast_like(momentum, updates)
         return out, EmaFromFirstGradientState(kept, jnp.ones((), bool))
 
@@ -78,7 +78,7 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
     state is the old one and every update is NaN: the mark by which the network link knows that this
     worker abstains. At other steps it is `inner`.
 
-    Integer leaves of the state (step counts, keys) always advance: all workers share them.
+    Integers and keys in the state (step counts, PRNG keys) always advance: all workers share them.
 
     Args:
       inner: A transformation with memory that stands before the network link: a momentum, a
@@ -101,7 +101,8 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
         is_finite = _sign.all_finite(updates, new_updates)
 
         def keep(new, old):
-            is_shared = jnp.issubdtype(old.dtype, jnp.integer)
+            is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+            is_shared = is_key or jnp.issubdtype(old.dtype, jnp.integer)
             return new if is_shared else jnp.where(is_finite, new, old)
 
         new_updates = jax.tree.map(
@@ -110,6 +111,19 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
         return new_updates, jax.tree.map(keep, new_state, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def guarded(
+    memory: optax.GradientTransformation, on_nonfinite: _votes.OnNonfinite
+) -> optax.GradientTransformation:
+    """The worker's memory, kept from a NaN unless the user wants to see it spread."""
+    return memory if on_nonfinite == "propagate" else abstaining(memory)
+
+
+def wide(tree: Any) -> Any:
+    """At least float32: (1 - beta) g in bfloat16 would be wrong by up to 0.4 %."""
+    tree = jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
 def require_decay(value: Any, function: str, argument: str) -> None:

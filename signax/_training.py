@@ -74,6 +74,7 @@ def init_train_state(
     *,
     model_state: Any = None,
     key: jax.Array | None = None,
+    state_specs: Any = None,
 ) -> TrainState:
     """Makes the state for `make_train_step`, or for `simulate_train_step` with `mesh=M`.
 
@@ -84,6 +85,7 @@ def init_train_state(
       mesh: The workers' mesh, or the number M of simulated workers on one device.
       model_state: What the model carries besides parameters, such as BatchNorm statistics.
       key: A PRNG key, such as for dropout.
+      state_specs: Overrides the layout that `signax.state_specs` infers.
 
     Returns:
       A `TrainState`: the optimizer's worker-local leaves stacked and sharded, the rest replicated.
@@ -99,7 +101,8 @@ def init_train_state(
     step = jnp.zeros((), jnp.int32)
     copies = _copy((step, params, model_state, key), mesh)
     step, params, model_state, key = copies
-    return TrainState(step, params, _layout.init_opt_state(tx, params, mesh), model_state, key)
+    opt_state = _layout.init_opt_state(tx, params, mesh, state_specs=state_specs)
+    return TrainState(step, params, opt_state, model_state, key)
 
 
 def make_train_step(
@@ -158,8 +161,8 @@ def make_train_step(
     worker_step = _make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps)
 
     def step(state, batch):
-        layout = _layout.infer_layout(tx, state.params, mesh)
-        specs = layout.specs if state_specs is None else state_specs
+        layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
+        specs = layout.specs
         _require_stacked(state.opt_state, layout.state, specs, mesh)
         _require_divisible(batch, mesh, axes, accumulate_steps)
         replicated = PartitionSpec()
@@ -226,8 +229,8 @@ def simulate_train_step(
     worker_step = _make_worker_step(loss_fn, tx, (axis_name,), has_aux, accumulate_steps)
 
     def step(state, batch):
-        layout = _layout.infer_layout(tx, state.params, mesh)
-        specs = layout.specs if state_specs is None else state_specs
+        layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
+        specs = layout.specs
         _require_stacked(state.opt_state, layout.state, specs, mesh)
         _require_divisible(batch, mesh, (axis_name,), accumulate_steps)
         axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=_layout.is_spec)
@@ -266,7 +269,8 @@ def _make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps) -> Step:
         params = optax.apply_updates(state.params, updates)
         num_abstained = [x for _, x in optax.tree.get_all_with_path(opt_state, "num_abstained")]
         if num_abstained:
-            metrics["num_abstained"] = jnp.max(jnp.array(num_abstained)).astype(jnp.float32)
+            totals = [_total_where_varying(x) for x in num_abstained]
+            metrics["num_abstained"] = jnp.max(jnp.array(totals)).astype(jnp.float32)
         model_state = _average_model_state(model_state, state.model_state, axes)
         return TrainState(state.step + 1, params, opt_state, model_state, state.key), metrics
 
@@ -316,7 +320,8 @@ def _accumulate(gradient, params, model_state, batch, key, num_steps, axes):
     )
     carry = (model_state, _workers.as_varying(zeros, axes))
     (model_state, total), _ = jax.lax.scan(add, carry, (jnp.arange(num_steps), batches))
-    loss, aux, grads = jax.tree.map(lambda t, x: (t / num_steps).astype(x.dtype), total, like)
+    mean = lambda t, x: (t / num_steps).astype(x.dtype if _is_float(x) else t.dtype)  # noqa: E731
+    loss, aux, grads = jax.tree.map(mean, total, like)
     return (loss, (model_state, aux)), grads
 
 
@@ -327,6 +332,12 @@ def _mean_over_finite(values: Metrics, axes: tuple[str, ...]) -> Metrics:
     sums = jnp.concatenate([jnp.where(is_finite, stacked, 0.0), is_finite.astype(jnp.float32)])
     total, count = jnp.split(jax.lax.psum(_workers.as_varying(sums, axes), axes), 2)
     return dict(zip(values, total / count, strict=True))
+
+
+def _total_where_varying(num_abstained: jax.Array) -> jax.Array:
+    """After an exact mean inside each host, every host has a number of its own."""
+    axes = tuple(_workers.varying_axes(num_abstained))
+    return jax.lax.psum(num_abstained, axes) if axes else num_abstained
 
 
 def _as_varying_floats(model_state: Any, axes: tuple[str, ...]) -> Any:

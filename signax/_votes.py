@@ -182,7 +182,7 @@ def average_gradients(
 
     def update(updates, state, params=None):
         del params
-        _check(updates, axis_name, name)
+        check_updates(updates, axis_name, name)
         with jax.named_scope(f"signax.{name}"):
             is_voting = _sign.all_finite(updates)
             kept = jax.tree.map(lambda u: jnp.where(is_voting, u, jnp.zeros_like(u)), updates)
@@ -191,10 +191,10 @@ def average_gradients(
                 kept, voters = jax.lax.psum((kept, voters), axis_name)
             mean = jax.tree.map(lambda u: u / jnp.maximum(voters, 1).astype(u.dtype), kept)
             num_absent = _workers.num_workers(axis_name) - voters
-            mean = _handle_nonfinite(mean, num_absent, on_nonfinite, name)
-            return mean, _next(state, voters, axis_name)
+            mean = handle_nonfinite(mean, num_absent, on_nonfinite, name)
+            return mean, next_state(state, voters, axis_name)
 
-    return optax.GradientTransformation(functools.partial(_init, key=0), update)
+    return optax.GradientTransformation(functools.partial(init_state, key=0), update)
 
 
 def _vote(
@@ -214,12 +214,12 @@ def _vote(
 
     def update(updates, state, params=None):
         del params
-        _check(updates, axis_name, name)
+        check_updates(updates, axis_name, name)
         if not jax.tree.leaves(updates):
             return updates, state._replace(count=state.count + 1)
         with jax.named_scope(f"signax.{name}"):
             num_workers = _workers.num_workers(axis_name)
-            own_coins, tie_coins = _coins(state, updates, axis_name)
+            own_coins, tie_coins = make_coins(state, updates, axis_name)
             ballot = _ballot.pack(updates)
             is_voting = ballot.is_finite & (~ballot.is_zero | (on_nonfinite != "abstain"))
             planes = _cast(ballot, is_voting, ties, own_coins)
@@ -234,10 +234,10 @@ def _vote(
                 return rule.decode(planes, num_workers, voters, size, dtype)
 
             signs = _ballot.unpack(results, updates, decode)
-            signs = _handle_nonfinite(signs, num_workers - voters, on_nonfinite, name)
-            return signs, _next(state, voters, axis_name)
+            signs = handle_nonfinite(signs, num_workers - voters, on_nonfinite, name)
+            return signs, next_state(state, voters, axis_name)
 
-    return optax.GradientTransformation(functools.partial(_init, key=key), update)
+    return optax.GradientTransformation(functools.partial(init_state, key=key), update)
 
 
 def _cast(
@@ -257,7 +257,7 @@ def _cast(
     return [positive, ~negative]
 
 
-def _coins(state: VoteState, updates: Any, axis_name: _workers.AxisName | None):
+def make_coins(state: Any, updates: Any, axis_name: _workers.AxisName | None):
     """Random words for a worker's own zeros and for ties, by position in the packed buffer."""
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
 
@@ -301,20 +301,32 @@ def _decode_binary(planes, num_workers, voters, size, dtype):
 
 
 def _decode_mean_ternary(planes, num_workers, voters, size, dtype):
-    return _mean(_total(planes, size) - num_workers, voters, dtype)
+    return mean_over_voters(_total(planes, size) - num_workers, voters, dtype)
 
 
 def _decode_mean_binary(planes, num_workers, voters, size, dtype):
     del num_workers
-    return _mean(2 * _total(planes, size) - voters, voters, dtype)
+    return mean_over_voters(2 * _total(planes, size) - voters, voters, dtype)
 
 
 def _total(planes, size):
     return _bits.unpack_planes(planes, [2**k for k in range(len(planes))], size, jnp.int32)
 
 
-def _mean(total, voters, dtype):
-    return (total.astype(jnp.float32) / jnp.maximum(voters, 1).astype(jnp.float32)).astype(dtype)
+def mean_over_voters(total, voters, dtype):
+    """total / voters, rounded alike in every program.
+
+    XLA turns x / scalar into x * (1 / scalar) in some programs and not in others, and 3 * (1 / 7)
+    is not 3 / 7: replicas under vmap and shard_map would differ in the last bit. So the quotient's
+    first 12 bits are multiplied back, exactly as long as there are fewer than 4,096 workers, and
+    what they leave is divided again.
+    """
+    total = total.astype(jnp.float32)
+    voters = jnp.maximum(voters, 1).astype(jnp.float32)
+    inverse = 1.0 / voters
+    bits = jax.lax.bitcast_convert_type(total * inverse, jnp.uint32)
+    head = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFF000), jnp.float32)
+    return (head + (total - head * voters) * inverse).astype(dtype)
 
 
 _MAJORITY: dict[Ties, _Rule] = {
@@ -327,20 +339,20 @@ _AVERAGE: dict[Ties, _Rule] = {
 }
 
 
-def _init(params: Any, key: jax.typing.ArrayLike) -> VoteState:
+def init_state(params: Any, key: jax.typing.ArrayLike) -> VoteState:
     del params
     zero = jnp.zeros((), jnp.int32)
     return VoteState(zero, _random.key_words(key), jnp.zeros_like(zero))
 
 
-def _next(state: VoteState, voters: jax.Array, axis_name: _workers.AxisName | None) -> VoteState:
+def next_state(state: Any, voters: jax.Array, axis_name: _workers.AxisName | None) -> Any:
     # The count is only an address: it may wrap after 2^32 steps.
     return state._replace(
         count=state.count + 1, num_abstained=_workers.num_workers(axis_name) - voters
     )
 
 
-def _handle_nonfinite(
+def handle_nonfinite(
     updates: Any, num_absent: jax.Array, on_nonfinite: OnNonfinite, name: str
 ) -> Any:
     if on_nonfinite == "propagate":
@@ -369,7 +381,7 @@ def require_choice(value: Any, choices: Any, function: str, argument: str) -> No
         )
 
 
-def _check(updates: Any, axis_name: _workers.AxisName | None, name: str) -> None:
+def check_updates(updates: Any, axis_name: _workers.AxisName | None, name: str) -> None:
     _workers.require_bound(axis_name, name)
     _sign.require_real(updates, name)
     _workers.require_varying(updates, axis_name, name)

@@ -107,14 +107,18 @@ def as_varying(params: Any, axis_name: AxisName) -> Any:
     return jax.tree.map(mark, params)
 
 
+class NotVaryingError(ValueError):
+    """A network link was given what JAX types as the same on every worker."""
+
+
 def require_varying(updates: Any, axis_name: AxisName | None, link: str) -> None:
-    """Raises a `ValueError` if a leaf of `updates` is typed as equal on all workers."""
+    """Raises a `NotVaryingError` if a leaf of `updates` is typed as equal on all workers."""
     tracked = tracked_axes(axis_name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
         if tracked - varying_axes(leaf):
             name = jax.tree_util.keystr(path) or "(the whole tree)"
             axis = repr(axis_name)
-            raise ValueError(
+            raise NotVaryingError(
                 f"signax.{link} over the axis {axis} was given an update that is the same on every"
                 f" worker (leaf {name}), so every worker would cast the same vote. Inside"
                 " jax.shard_map, jax.grad at replicated parameters returns the gradient already"
@@ -122,6 +126,5 @@ def require_varying(updates: Any, axis_name: AxisName | None, link: str) -> None
                 f" use signax.local_value_and_grad(loss_fn, {axis}) in place of"
                 " jax.value_and_grad, and do not psum or pmean the gradient yourself. (A leaf"
                 " that is constant on purpose, such as the zeros of a frozen parameter, does not"
-                " belong in the vote: freeze it around the whole chain with"
-                " optax.selective_transform(tx, freeze_mask=...).)"
+                " belong in the vote: see signax.freeze.)"
             )

@@ -107,7 +107,7 @@ def test_an_unbound_axis_is_named_with_the_mappings_that_would_bind_it(link: str
 @pytest.mark.parametrize("axis", ["worker", ("workers", "hosts")])
 def test_a_misspelt_axis_is_refused_under_every_mapping(mapped: Mapped, link: str, axis):
     tx = NETWORK_LINKS[link](axis)
-    with pytest.raises(ValueError, match="no axis named '(worker|hosts)' is bound"):
+    with pytest.raises(ValueError, match=r"no axis named '(worker|hosts)' is bound"):
         mapped(lambda g: tx.update(g, tx.init(g))[0], jnp.ones((2, 3)))
 
 
@@ -175,7 +175,11 @@ def test_an_unknown_word_is_refused_at_construction_with_the_choices(name: str):
 @pytest.mark.parametrize("beta", [-0.1, 1.0, 1.5, float("nan"), np.float32(2.0), jnp.array(1.0)])
 @pytest.mark.parametrize(
     "make",
-    [signax.ema_from_first_gradient, lambda b: signax.signum(0.1, b), lambda b: signax.ssdm(0.1, b)],
+    [
+        signax.ema_from_first_gradient,
+        lambda b: signax.signum(0.1, b),
+        lambda b: signax.ssdm(0.1, b),
+    ],
 )
 def test_a_beta_outside_its_range_is_refused_at_construction(make: Callable, beta):
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\)"):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure  # no pyplot: a file, never a window
+from matplotlib.ticker import LogLocator
 
 from signax.experiments.workdir import Row
 
@@ -30,7 +31,7 @@ def draw_curves(rows: list[Row], result: Any, path: Path) -> None:
         axes[1, column].set_xlabel(label)
     axes[0, 0].set_ylabel("training loss [nats]")
     axes[1, 0].set_ylabel("accuracy [%]")
-    axes[1, 0].legend(loc="lower right", frameon=False)
+    axes[1, 0].legend(loc="best", framealpha=0.8)
     figure.suptitle(_title(result))
     figure.savefig(path, dpi=150)
 
@@ -38,6 +39,9 @@ def draw_curves(rows: list[Row], result: Any, path: Path) -> None:
 def _draw_loss(ax: Any, x: list[float], rows: list[Row]) -> None:
     ax.plot(x, [row["loss"] for row in rows], color="tab:blue")
     ax.set_yscale("log")
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")  # 0.2, not 2 x 10^-1
+    ax.yaxis.set_minor_formatter("{x:g}")
     _tidy(ax)
 
 

@@ -34,7 +34,7 @@ def get_config() -> Config:
     config.optimizer.beta = placeholder(float)
     config.optimizer.momentum = placeholder(float)
     config.optimizer.ties = placeholder(str)
-    config.optimizer.rescale = placeholder(bool)
+    config.optimizer.wire = placeholder(str)
     config.optimizer.weight_decay = placeholder(float)
     config.optimizer.scale = ConfigDict()
     config.optimizer.scale.norm = placeholder(str)

@@ -22,7 +22,8 @@ def make_mesh(num_workers: int | None) -> Mesh:
     """
     if num_workers is not None and num_workers < 1:
         raise UsageError(f"config.num_workers={num_workers}: there must be at least one worker.")
-    _ask_for_cpu_devices(num_workers or _DEFAULT_NUM_WORKERS)
+    # At least the default: the next run of this process may want more than this one.
+    _ask_for_cpu_devices(max(num_workers or 0, _DEFAULT_NUM_WORKERS))
     accelerators = [device for device in jax.devices() if device.platform != "cpu"]
     if num_workers is None:
         num_workers = len(accelerators) if len(accelerators) > 1 else _DEFAULT_NUM_WORKERS

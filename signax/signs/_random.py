@@ -12,6 +12,7 @@ leaf's two key words are injected, so that XLA fuses it into whatever consumes t
 import hashlib
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,13 @@ def leaf_words(words: jax.Array, tree_paths: Sequence[str]) -> jax.Array:
     digests = [hashlib.blake2b(path.encode(), digest_size=8).digest() for path in tree_paths]
     counts = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 2).astype(np.uint32)
     return threefry(words, jnp.asarray(counts[:, 0]), jnp.asarray(counts[:, 1]))
+
+
+def tree_words(words: jax.Array, tree: Any) -> Any:
+    """A tree like `tree` that holds each leaf's own key words, uint32[2]."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    rows = leaf_words(words, [jax.tree_util.keystr(path) for path, _ in paths])
+    return treedef.unflatten([rows[i] for i in range(len(paths))])
 
 
 def random_words(words: jax.Array, size: int, offset: jax.typing.ArrayLike = 0) -> jax.Array:

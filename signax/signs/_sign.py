@@ -1,15 +1,148 @@
 r"""The sign of a gradient: what a worker says when it says one bit per coordinate.
 
-The paper's sign is ternary, $\operatorname{sign}(0) = 0$, and so is `jnp.sign`. This file holds
-what all signs share: which leaves have a sign at all, and whether a worker has anything to say.
+The paper's sign is ternary, $\operatorname{sign}(0) = 0$, and so is `jnp.sign`. The scaled sign adds
+one number per leaf, the mean magnitude, and is then the nearest vector of the form $\pm c$:
 
-Source: Safaryan and Richtarik, "Stochastic Sign Descent Methods", ICML 2021, arXiv:1905.12938, (2).
+$$ \operatorname{arg\,min}_{c, s \in \{-1, +1\}^d} \lVert g - c s \rVert_2
+   \;=\; \left( \tfrac{1}{d} \lVert g \rVert_1, \; \operatorname{sign} g \right). $$
+
+This file also holds what all signs share: which leaves have a sign at all, and whether a worker has
+anything to say.
+
+Sources: Safaryan and Richtarik, "Stochastic Sign Descent Methods", ICML 2021, arXiv:1905.12938,
+(2); Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019, arXiv:1901.09847.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import optax
+
+from signax import _workers
+from signax.signs import _random
+
+Scope = Literal["leaf", "global"]
+
+_TAG = 0x5343414C  # this link's place in the address of a random word
+
+
+class ScaledSignState(NamedTuple):
+    """State of `scale_by_scaled_sign`: equal on all workers."""
+
+    count: jax.Array  # int32[], the step
+    key: jax.Array  # uint32[2]
+
+
+def scaled_sign(g: jax.Array) -> jax.Array:
+    r"""The sign of each coordinate times the mean magnitude of all of them.
+
+    $$ Q(g) = \frac{1}{d} \lVert g \rVert_1 \operatorname{sign} g $$
+
+    Args:
+      g: An array of any shape and floating dtype; the arithmetic is float32.
+
+    Returns:
+      An array like `g`. A zero coordinate stays zero (in `scale_by_scaled_sign` it is a coin), so
+      all zeros and the empty array stay as they are. NaN everywhere if `g` holds a NaN or an
+      infinity.
+
+    Raises:
+      TypeError: If `g` is not of a floating dtype.
+
+    Example:
+      >>> print(signax.scaled_sign(jnp.array([3.0, 0.0, -6.0])))
+      [ 3.  0. -3.]
+
+    References:
+      Karimireddy et al., Error Feedback Fixes SignSGD and other Gradient Compression Schemes, ICML
+      2019, arXiv:1901.09847, Algorithm 1.
+    """
+    g = jnp.asarray(g)
+    require_real(g, "scaled_sign")
+    scaled = jnp.sign(g) * mean_magnitude([g]).astype(g.dtype)
+    return jnp.where(all_finite(g), scaled, jnp.full_like(g, jnp.nan))
+
+
+def scale_by_scaled_sign(
+    key: jax.typing.ArrayLike = 0, *, axis_name: _workers.AxisName | None, scope: Scope = "leaf"
+) -> optax.GradientTransformation:
+    r"""Replaces each worker's update by +c or -c, c its mean magnitude: one bit per coordinate.
+
+    $$ u_i = \pm c, \qquad c = \frac{1}{d} \lVert g \rVert_1 $$
+
+    with the sign of g_i, and a fair coin where g_i is zero: a wire of one bit cannot say zero, and
+    an error memory (`error_feedback`) must know what was said. It stands before
+    `average_scaled_signs`. Every coin is addressed by (key, step, worker, leaf path, position).
+
+    Args:
+      key: An integer seed or a PRNG key for the coins, the same on all workers.
+      axis_name: The workers' axis or a tuple of axes, whose index makes the workers' coins
+        independent; None for one worker.
+      scope: What c is a mean of: "leaf", each leaf's own coordinates, or "global", all of them.
+
+    Returns:
+      A transformation whose updates hold exactly +c and -c in the dtype and shape of the gradient,
+      so c is rounded to that dtype. A leaf (with scope="global": a tree) that is all zero stays
+      zero. A tree with a NaN or an infinity becomes NaN everywhere and abstains. An empty tree
+      passes.
+
+    Raises:
+      ValueError: For an unknown scope, or an axis that is not bound at update.
+      TypeError: If a leaf is not of a floating dtype.
+
+    Example:
+      >>> tx = signax.scale_by_scaled_sign(axis_name=None)
+      >>> updates, state = tx.update(jnp.array([1.0, -3.0]), tx.init(jnp.zeros(2)))
+      >>> print(updates)
+      [ 2. -2.]
+
+    References:
+      Karimireddy et al., Error Feedback Fixes SignSGD and other Gradient Compression Schemes, ICML
+      2019, arXiv:1901.09847, Algorithm 1.
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(
+            f"scale_by_scaled_sign: unknown scope {scope!r}; choose one of {get_args(Scope)}."
+        )
+
+    def init(params):
+        del params
+        return ScaledSignState(jnp.zeros((), jnp.int32), _random.key_words(key))
+
+    def update(updates, state, params=None):
+        del params
+        _workers.require_bound(axis_name, "scale_by_scaled_sign")
+        require_real(updates, "scale_by_scaled_sign")
+        updates = jax.tree.map(jnp.asarray, updates)
+        is_finite = all_finite(updates)
+        everywhere = mean_magnitude(jax.tree.leaves(updates)) if scope == "global" else None
+        worker = _workers.worker_index(axis_name)
+        words = _random.link_words(state.key, _TAG, state.count, worker)
+
+        def say(words, g):
+            c = mean_magnitude([g]) if everywhere is None else everywhere
+            c = jnp.where(is_finite, c, jnp.nan).astype(g.dtype)
+            coin = (_random.random_words(words, g.size) >> 31 == 1).reshape(g.shape)
+            return jnp.where((g > 0) | ((g == 0) & coin), c, -c)
+
+        signs = jax.tree.map(say, _random.tree_words(words, updates), updates)
+        return signs, state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def mean_magnitude(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The mean of |g| over all coordinates in float32, 0 if there are none.
+
+    The largest is taken out first, so that no sum overflows, and +-c gives c again.
+    """
+    wide = [jnp.abs(leaf.astype(jnp.float32)) for leaf in leaves]
+    largest = jnp.max(jnp.array([jnp.max(x, initial=0.0) for x in wide]), initial=0.0)
+    divisor = jnp.where(largest > 0, largest, 1.0)
+    total = sum((jnp.sum(x / divisor) for x in wide), start=jnp.zeros((), jnp.float32))
+    return largest * (total / max(sum(x.size for x in wide), 1))
 
 
 def require_real(updates: Any, link: str) -> None:

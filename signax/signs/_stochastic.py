@@ -135,10 +135,12 @@ def scale_by_stochastic_sign(
     *,
     axis_name: _workers.AxisName | None,
     scale: Scale | float = Scale(),
+    rescale: bool = False,
 ) -> optax.GradientTransformation:
     r"""Replaces each worker's gradient by its stochastic sign: one bit per coordinate to send.
 
-    $$ P[s_i = +1] = \frac{1}{2} + \frac{g_i}{2R} $$
+    $$ P[s_i = +1] = \frac{1}{2} + \frac{g_i}{2R}, \qquad
+       u = s \quad \text{or, with } \texttt{rescale}, \quad u = R s, \; E[u] = g $$
 
     A link that stands before the network (`average_signs`). Every random word is addressed by (key,
     step, worker, leaf path, position), so all mappings draw the same bits and any step can be
@@ -149,9 +151,12 @@ def scale_by_stochastic_sign(
       axis_name: The workers' axis or a tuple of axes, whose index makes the workers' draws
         independent; None for one worker.
       scale: How R is found (`Scale`), or a fixed positive number: sto-sign (Jin et al. 2020).
+      rescale: Whether the signs are multiplied by R, in the dtype of the leaf: an unbiased estimate
+        of the gradient, for `average_scaled_signs`.
 
     Returns:
-      A transformation whose updates hold -1 and +1 in the dtype and shape of the gradient. A zero
+      A transformation whose updates hold -1 and +1 (with `rescale`: -R and +R, and 0 in a leaf
+      whose R is 0) in the dtype and shape of the gradient. A zero
       coordinate, also of a leaf that is all zero, is a fair coin. A tree that is all zero gives
       zeros and one with a NaN or infinity gives NaN everywhere: both abstain in the vote.
 
@@ -194,6 +199,8 @@ def scale_by_stochastic_sign(
             _draw(leaf_words[i], leaf, norms[i], is_finite, ~is_zero)
             for i, leaf in enumerate(leaves)
         ]
+        if rescale:
+            signs = [s * _value(norm).astype(s.dtype) for s, norm in zip(signs, norms, strict=True)]
         # The count is only an address: it may wrap after 2^32 steps.
         return treedef.unflatten(signs), state._replace(count=state.count + 1)
 
@@ -210,7 +217,10 @@ def _scales(
         )
     groups = [leaves] if scale.scope == "global" else [[leaf] for leaf in leaves]
     norms = [_norm(group, scale.norm) for group in groups]
-    is_finite = jnp.all(jnp.isfinite(jnp.array([norm.mantissa for norm in norms])))
+    if scale.norm == "l2":
+        is_finite = jnp.all(jnp.isfinite(jnp.array([norm.mantissa for norm in norms])))
+    else:
+        is_finite = _sign.all_finite(leaves)  # XLA's maximum loses a NaN in a long array
     if scale.shared and axis_name is not None:
         norms = _shared(norms, is_finite, axis_name)
     return norms * (len(leaves) if scale.scope == "global" else 1), is_finite
@@ -220,8 +230,7 @@ def _shared(
     norms: Sequence[_Norm], is_finite: jax.Array, axis_name: _workers.AxisName
 ) -> list[_Norm]:
     """The largest norm of all workers whose gradient is finite: one pmax for all scales."""
-    own = jnp.array([norm.mantissa * norm.unit for norm in norms])
-    own = jnp.where(is_finite, jnp.minimum(own, jnp.finfo(jnp.float32).max), 0.0)
+    own = jnp.where(is_finite, jnp.array([_value(norm) for norm in norms]), 0.0)
     return [_normalized(r) for r in jax.lax.pmax(own, axis_name)]
 
 
@@ -256,6 +265,10 @@ def _largest(leaves: Sequence[jax.Array]) -> jax.Array:
     return jnp.max(jnp.array(largest))
 
 
+def _value(norm: _Norm) -> jax.Array:
+    return jnp.minimum(norm.mantissa * norm.unit, jnp.finfo(jnp.float32).max)
+
+
 def _normalized(r: jax.Array) -> _Norm:
     """A float as mantissa * unit with 1 <= mantissa < 4 and a unit whose inverse is a float32."""
     exponent = jax.lax.bitcast_convert_type(r, jnp.int32) & 0x7F800000
@@ -266,12 +279,17 @@ def _normalized(r: jax.Array) -> _Norm:
 def _draw(
     words: jax.Array, g: jax.Array, norm: _Norm, is_finite: jax.Array, has_scale: jax.Array
 ) -> jax.Array:
-    """One sign per coordinate by an integer test: P(w < t) = 1/2 + t / 2^32."""
-    random = jax.lax.bitcast_convert_type(_random.random_words(words, g.size), jnp.int32)
+    """One sign per coordinate, whose mean is g / R."""
     mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)  # a leaf of zeros: fair coins
     x = g.reshape(-1).astype(jnp.float32) * (1.0 / norm.unit) * (2.0**31 / mantissa)
+    sign = sign_of_mean(words, x).reshape(g.shape)
+    sign = jnp.where(is_finite, jnp.where(has_scale, sign, 0.0), jnp.nan)
+    return sign.astype(g.dtype)
+
+
+def sign_of_mean(words: jax.Array, x: jax.Array) -> jax.Array:
+    """Draws -1 or +1 (float32) with mean x / 2^31, by an integer test: P(w < t) = 1/2 + t / 2^32."""
+    random = jax.lax.bitcast_convert_type(_random.random_words(words, x.size), jnp.int32)
     threshold = jnp.round(jnp.clip(x, -(2.0**31), _LARGEST_BELOW_1)).astype(jnp.int32)
     is_positive = (random < threshold) | (x >= 2.0**31)  # 2^31 itself is no int32
-    sign = jnp.where(is_positive, 1.0, -1.0)
-    sign = jnp.where(is_finite, jnp.where(has_scale, sign, 0.0), jnp.nan)
-    return sign.reshape(g.shape).astype(g.dtype)
+    return jnp.where(is_positive, 1.0, -1.0)

@@ -15,6 +15,14 @@ import jax.numpy as jnp
 from signax.wire import _bits
 
 
+class ScaledBallot(NamedTuple):
+    """What one worker has to say about a tree whose leaves hold +c and -c."""
+
+    bits: jax.Array  # uint8[W]: set where the value is positive
+    scales: jax.Array  # float32[L]: c of each leaf
+    is_finite: jax.Array  # bool[]: no value is a NaN or an infinity
+
+
 class Ballot(NamedTuple):
     """What one worker has to say about the whole tree."""
 
@@ -32,10 +40,22 @@ def pack(updates: Any) -> Ballot:
     return Ballot(positive, negative, is_finite, ~jnp.any(positive | negative))
 
 
+def pack_scaled(updates: Any) -> ScaledBallot:
+    """The bits of all leaves in one buffer, and one scale for each leaf."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
+    bits = jnp.concatenate([_bits.pack_bits(leaf > 0) for leaf in leaves])
+    largest = [jnp.max(jnp.abs(leaf.astype(jnp.float32)), initial=0.0) for leaf in leaves]
+    is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return ScaledBallot(bits, jnp.array(largest), is_finite)
+
+
 def unpack(
     planes: Sequence[jax.Array], updates: Any, decode: Callable[[list[jax.Array], int, Any], Any]
 ) -> Any:
-    """Cuts the buffer into leaves: `decode(planes, size, dtype)` gives the values of each."""
+    """Cuts the buffer into leaves: `decode(planes, size, dtype)` gives the values of each.
+
+    A plane has one row for each word; `decode` is given the rows of one leaf.
+    """
     leaves, treedef = jax.tree.flatten(updates)
     results, start = [], 0
     for leaf in map(jnp.asarray, leaves):

@@ -14,14 +14,26 @@ and M planes become the ceil(log2(M + 1)) planes of their count after about five
 and packing again would touch every coordinate M times.
 """
 
+import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-_GROUP = 15  # rows counted in one unrolled fusion: the most that four planes can hold
+# XLA cuts a loop over words into one piece per thread. If the pieces are unequal the bounds check
+# lands in the innermost loop and keeps it from being vectorised (3 to 10 times slower on CPU), as
+# does the padding of a last word. So words are made in rows of 64, and what is left is packed apart.
+_ROW = 64  # words
+_SMALL = (
+    4096  # coordinates, below which a loop stays whole and a second kernel costs more than it saves
+)
 
-Planes = list[jax.Array]
+# Rows counted in one fusion. Above, a scan adds groups of rows: nested fusions of adders would be
+# evaluated again for each of their users, which can be a thousand times slower.
+_UNROLLED = 64
+_GROUP = 32
+
+Planes = Sequence[jax.Array]
 
 
 def pack_bits(mask: jax.typing.ArrayLike) -> jax.Array:
@@ -38,7 +50,7 @@ def pack_bits(mask: jax.typing.ArrayLike) -> jax.Array:
       Array([9], dtype=uint8)
     """
     bits = jnp.ravel(jnp.asarray(mask)) != 0
-    return jnp.packbits(bits, bitorder="little")
+    return _pack(bits.astype(jnp.uint8))
 
 
 def unpack_bits(words: jax.typing.ArrayLike, size: int) -> jax.Array:
@@ -51,60 +63,83 @@ def unpack_bits(words: jax.typing.ArrayLike, size: int) -> jax.Array:
     Returns:
       A boolean array of shape `[size]`.
 
+    Raises:
+      TypeError: If `words` is not a uint8 vector, or `size` not an integer.
+      ValueError: If the words hold fewer than `size` coordinates.
+
     Example:
       >>> signax.unpack_bits(jnp.array([9], jnp.uint8), 4)
       Array([ True, False, False,  True], dtype=bool)
     """
-    words = _check_words(words, size)
+    words, size = jnp.asarray(words), operator.index(size)
+    if words.dtype != jnp.uint8 or words.ndim != 1:
+        raise TypeError(
+            f"unpack_bits: words must be a uint8 vector, as pack_bits returns it, got {words.dtype}"
+            f"{list(words.shape)}. To unpack rows of words use jax.vmap."
+        )
+    if not 0 <= size <= 8 * words.size:
+        raise ValueError(
+            f"unpack_bits: {words.size} words hold {8 * words.size} coordinates, but size={size}. "
+            "Pass the size of the array that was packed."
+        )
     return jnp.unpackbits(words, count=size, bitorder="little").astype(bool)
 
 
 def pack_signs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The ternary sign of `x` as two planes: + is (1, 0), - is (0, 1), 0 is (0, 0), NaN or inf (1, 1)."""
+    """The ternary sign of `x` as two planes: + is (1, 0), - is (0, 1), 0 is (0, 0), NaN, inf (1, 1).
+
+    One pass: whatever produces `x` is fused and evaluated once per coordinate. The two bits share a
+    uint16 until eight coordinates are one word, then its bytes part.
+    """
     x = jnp.ravel(x)
-    absent = ~jnp.isfinite(x)
-    return pack_bits((x > 0) | absent), pack_bits((x < 0) | absent)
+    x = x + (x - x)  # an infinity becomes a NaN, for which both comparisons are false
+    code = jnp.where(x <= 0, jnp.uint16(0), jnp.uint16(1))
+    code += jnp.where(x >= 0, jnp.uint16(0), jnp.uint16(256))
+    words = _pack(code)
+    return words.astype(jnp.uint8), (words >> 8).astype(jnp.uint8)
 
 
 def unpack_planes(
-    planes: Sequence[jax.Array],
+    planes: Planes,
     weights: Sequence[float],
     size: int,
     dtype: jax.typing.DTypeLike = jnp.int32,
 ) -> jax.Array:
     """`sum_i weights[i] * planes[i]` for the first `size` coordinates, in one pass, as `dtype`."""
+    # Sums of small floats would round: bfloat16 holds no integer above 256 exactly.
     wide = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     total = jnp.zeros(size, wide)
     for plane, weight in zip(planes, weights, strict=True):
-        bits = jnp.unpackbits(plane, count=size, bitorder="little").astype(bool)
-        total += jnp.where(bits, jnp.asarray(weight, wide), jnp.zeros((), wide))
+        is_set = jnp.unpackbits(plane, count=size, bitorder="little") != 0
+        total += jnp.where(is_set, jnp.asarray(weight, wide), jnp.zeros((), wide))
     return total.astype(dtype)
 
 
-def count_planes(rows: jax.Array) -> Planes:
-    """Counts the set bits of each coordinate over the rows of `uint8[M, W]`.
+def count_planes(rows: jax.Array) -> list[jax.Array]:
+    """Counts the set bits of each coordinate over the rows of `uint8[M, W]`, for any M >= 1.
 
-    Returns the ceil(log2(M + 1)) planes of the count, least significant first. Any M >= 1.
+    Returns the ceil(log2(M + 1)) planes of the count, least significant first.
     """
     num_rows = rows.shape[0]
-    if num_rows <= _GROUP:
-        return _add_rows([rows[i] for i in range(num_rows)])
-    num_groups = -(-num_rows // _GROUP)
-    rows = jnp.pad(rows, ((0, num_groups * _GROUP - num_rows), (0, 0)))
-    groups = rows.reshape(num_groups, _GROUP, rows.shape[1])
-    planes = _add_rows([groups[:, i] for i in range(_GROUP)])
-    while planes[0].shape[0] > 1:
-        planes = _add_halves(planes)
-    # No count exceeds M, so what lies above its own bits is zero.
-    return [plane[0] for plane in planes][: num_rows.bit_length()]
+    if num_rows <= _UNROLLED:
+        return _add([[rows[i] for i in range(num_rows)]])
+    num_planes, whole = num_rows.bit_length(), num_rows - num_rows % _GROUP
+
+    def add(counts: list[jax.Array], group: jax.Array) -> tuple[list[jax.Array], None]:
+        return _add_rows(counts, group)[:num_planes], None  # no count exceeds M
+
+    groups = rows[:whole].reshape(-1, _GROUP, rows.shape[1])
+    zero = rows[0] & jnp.uint8(0)  # typed as varying over the workers, like the rows
+    counts, _ = jax.lax.scan(add, [zero] * num_planes, groups)
+    return _add_rows(counts, rows[whole:])[:num_planes]
 
 
 def compare_planes(planes: Planes, threshold: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Masks (count > threshold, count == threshold) for a run-time integer threshold."""
-    threshold = jnp.asarray(threshold, jnp.int32)
+    """Masks (count > threshold, count == threshold) for an integer threshold, which may be traced."""
+    threshold = jnp.asarray(threshold).astype(jnp.int32)
     high = threshold >> min(len(planes), 31)  # -1 if negative, positive if above every count
-    greater = _mask(high < 0) & jnp.full_like(planes[0], 255)
-    equal = _mask(high == 0) & jnp.full_like(planes[0], 255)
+    greater = _mask(high < 0) | jnp.zeros_like(planes[0])
+    equal = _mask(high == 0) | jnp.zeros_like(planes[0])
     for k in reversed(range(len(planes))):
         bit = _mask((threshold >> k) & 1 == 1)
         greater |= equal & planes[k] & ~bit
@@ -123,54 +158,50 @@ def compare_counts(a_planes: Planes, b_planes: Planes) -> tuple[jax.Array, jax.A
     return greater, less
 
 
-def _add_rows(level: Planes) -> Planes:
-    """Adds planes of equal weight; returns the planes of the sum, least significant first."""
-    planes = []
-    while level:
+def _pack(codes: jax.Array) -> jax.Array:
+    """Eight codes to a word of their dtype: `sum_j codes[8 w + j] << j`."""
+    size = codes.size
+    whole = size - size % (8 * _ROW) if size >= _SMALL else 0
+    words = []
+    if whole:
+        words.append(_join(codes[:whole].reshape(-1, _ROW, 8)).reshape(-1))
+    if whole < size or not size:
+        words.append(_join(jnp.pad(codes[whole:], (0, -size % 8)).reshape(-1, 8)))
+    return jnp.concatenate(words)
+
+
+def _join(codes: jax.Array) -> jax.Array:
+    shifts = jax.lax.broadcasted_iota(codes.dtype, codes.shape, codes.ndim - 1)
+    return jnp.sum(codes << shifts, axis=-1, dtype=codes.dtype)
+
+
+def _add_rows(counts: Planes, rows: jax.Array) -> list[jax.Array]:
+    least, *others = counts
+    return _add([[least, *(rows[i] for i in range(rows.shape[0]))], *([p] for p in others)])
+
+
+def _add(weights: list[list[jax.Array]]) -> list[jax.Array]:
+    """Adds planes, `weights[k]` those of weight 2^k, into one plane of each weight."""
+    total = []
+    while weights:
+        planes, *weights = weights
         carries = []
-        while len(level) > 1:
-            a, b, *level = level
-            if level:
-                c, *level = level
-                half = a ^ b
-                level.append(half ^ c)
-                carries.append((a & b) | (c & half))
+        while len(planes) > 1:
+            a, b, *planes = planes
+            if planes:
+                c, *planes = planes
+                planes.append(a ^ b ^ c)
+                carries.append((a & b) | (c & (a ^ b)))
             else:
-                level.append(a ^ b)
+                planes.append(a ^ b)
                 carries.append(a & b)
-        planes.append(level[0])
-        level = carries
-    return planes
-
-
-def _add_halves(planes: Planes) -> Planes:
-    """Adds the second half of the rows to the first: `[n, W]` counts become `[ceil(n / 2), W]`."""
-    num_rows = planes[0].shape[0]
-    half = -(-num_rows // 2)
-    carry = jnp.zeros_like(planes[0][:half])
-    result = []
-    for plane in planes:
-        a = plane[:half]
-        b = jnp.pad(plane[half:], ((0, 2 * half - num_rows), (0, 0)))
-        result.append(a ^ b ^ carry)
-        carry = (a & b) | (carry & (a ^ b))
-    return [*result, carry]
+        total += planes
+        if carries:
+            more, *weights = weights or [[]]
+            weights = [more + carries, *weights]
+    return total
 
 
 def _mask(condition: jax.Array) -> jax.Array:
     """All ones where true: a scalar condition as a word."""
     return jnp.where(condition, jnp.uint8(255), jnp.uint8(0))
-
-
-def _check_words(words: jax.typing.ArrayLike, size: int) -> jax.Array:
-    words = jnp.asarray(words)
-    if words.dtype != jnp.uint8 or words.ndim != 1:
-        raise TypeError(
-            f"words must be a uint8 vector as pack_bits returns it, got {words.dtype}{words.shape}."
-        )
-    if not 0 <= size <= 8 * words.size:
-        raise ValueError(
-            f"{words.size} words hold {8 * words.size} coordinates, but size={size} was asked for. "
-            "Pass the size of the array that was packed."
-        )
-    return words

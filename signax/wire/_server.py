@@ -21,18 +21,29 @@ Whether a worker votes at all travels in the same messages; the number of voters
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from signax import _workers
-from signax.wire import _bits
+from signax.wire import _bits, _slices
 
 Wire = Literal["packed", "lanes", "float32"]
 
 # counts as bit planes, the number of voters, the offset of these words in the buffer -> planes
 Decide = Callable[[Sequence[jax.Array], jax.Array, jax.Array | int], Sequence[jax.Array]]
+
+
+class Received(NamedTuple):
+    """What a server knows of its slice of S words, in which at most K leaves lie."""
+
+    bits: jax.Array  # uint8[M, S]: row n came from worker n
+    scales: jax.Array  # float32[M, K]: 0 for a worker who does not vote
+    voters: jax.Array  # int32[]
+
+
+Answer = Callable[[Received], tuple[jax.Array, Any]]
 
 _override: contextvars.ContextVar[Wire | None] = contextvars.ContextVar("wire", default=None)
 
@@ -86,7 +97,8 @@ def _packed(planes, is_voting, decide, axis_name):
         jnp.concatenate([rows.reshape(num_workers, -1), header], axis=1), axis_name
     )  # [M, P*S + 1]
     voters = jnp.sum(received[:, -1], dtype=jnp.int32)
-    counts = _bits.count_planes(received[:, :-1].reshape(-1, slice_size))  # rows of all planes
+    rows = received[:, :-1].reshape(num_workers * len(planes), slice_size)  # of all planes
+    counts = _bits.count_planes(rows)
     offset = _workers.worker_index(axis_name) * slice_size
     decided = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
     payload = jnp.concatenate([decided.reshape(-1), _to_bytes(voters, num_workers)])
@@ -94,6 +106,48 @@ def _packed(planes, is_voting, decide, axis_name):
     results, headers = jnp.split(gathered, [decided.size], axis=1)
     results = results.reshape(num_workers, *decided.shape).swapaxes(0, 1)  # [R, M, S]
     return [plane.reshape(-1)[:size] for plane in results], _from_bytes(headers[0])
+
+
+def serve(
+    bits: jax.Array,
+    scales: jax.Array,
+    is_voting: jax.Array,
+    slices: _slices.Slices,
+    answer: Answer,
+    axis_name: _workers.AxisName | None,
+) -> tuple[jax.Array, Any]:
+    """Each worker answers for one slice of the words, knowing everyone's bits and scales there.
+
+    What only the servers need rides along: to worker j go the bits of slice j, the scales of the
+    leaves that lie in it, and whether this worker votes.
+
+    Args:
+      bits: uint8[W], this worker's bits.
+      scales: float32[L], one for each leaf.
+      is_voting: bool scalar.
+      slices: How the words are cut.
+      answer: From what this server has received to its answer, uint8[B], and anything else, which
+        stays here.
+      axis_name: The workers' axis or axes; None for one worker and no collective.
+
+    Returns:
+      The answers of all servers, uint8[M, B], equal on all workers; and what `answer` kept.
+    """
+    num_workers, num_scales = slices.leaf.shape
+    bits, scales = jax.lax.optimization_barrier((bits, scales))
+    header = to_bytes(jnp.where(is_voting, scales, 0.0)[slices.leaf.reshape(-1)])
+    rows = [
+        _rows(bits, num_workers, slices.num_words),
+        header.reshape(num_workers, -1),
+        jnp.full((num_workers, 1), is_voting, jnp.uint8),
+    ]
+    received = jnp.concatenate(rows, axis=1)  # [M, S + 4 K + 1]
+    if axis_name is not None:
+        received = _scatter(received, axis_name)
+    words, header, votes = jnp.split(received, [slices.num_words, received.shape[1] - 1], axis=1)
+    scales = from_bytes(header, jnp.float32)
+    reply, kept = answer(Received(words, scales, jnp.sum(votes, dtype=jnp.int32)))
+    return reply[None] if axis_name is None else _gather(reply, axis_name), kept
 
 
 def _lanes(planes, is_voting, decide, axis_name):
@@ -161,6 +215,18 @@ def _rows(plane: jax.Array, num_workers: int, slice_size: int) -> jax.Array:
 
 def _planes(counts: jax.Array, most: int) -> list[jax.Array]:
     return [_bits.pack_bits((counts >> i) & 1) for i in range(most.bit_length())]
+
+
+def to_bytes(array: jax.Array) -> jax.Array:
+    """The bytes of an array, as one uint8 vector."""
+    return jax.lax.bitcast_convert_type(array, jnp.uint8).reshape(-1)
+
+
+def from_bytes(words: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The inverse of `to_bytes`, row by row: uint8[..., B] -> dtype[..., B / itemsize]."""
+    itemsize = jnp.dtype(dtype).itemsize
+    rows = words.reshape(*words.shape[:-1], words.shape[-1] // itemsize, itemsize)
+    return jax.lax.bitcast_convert_type(rows, dtype)
 
 
 def _to_bytes(number: jax.Array, most: int) -> jax.Array:

@@ -1,0 +1,213 @@
+r"""The network link for signs that have a size: each worker says +c or -c, and the mean is taken.
+
+$$ u = \frac{1}{M} \sum_{n=1}^{M} c_n s_n, \qquad s_n \in \{-1, +1\}^d $$
+
+The scales differ between workers, so this is no count of votes: each server adds up real numbers
+for its slice of the coordinates, always in the order of the workers, so that all mappings round
+alike. What goes down is that mean, or (both ways one bit) its own scaled sign, and what the server
+could not say stays in an error memory of its own:
+
+$$ v = u + e, \qquad q = c \operatorname{sign} v, \quad c = \operatorname{mean} |v|, \qquad e' = v - q. $$
+
+Sources: Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019, arXiv:1901.09847; Tang et
+al., "DoubleSqueeze", ICML 2019, arXiv:1905.05957.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from signax import _votes, _workers
+from signax.wire import _ballot, _bits, _server, _slices
+
+
+class ScaledVoteState(NamedTuple):
+    """State of `average_scaled_signs`."""
+
+    count: jax.Array  # int32[], the step
+    key: jax.Array  # uint32[2]
+    num_abstained: jax.Array  # int32[], workers left out of the mean at the last step
+    server_residual: Any  # float32[S, 8]: this worker's slice; None if one way only
+
+
+def average_scaled_signs(
+    axis_name: _workers.AxisName | None,
+    *,
+    bidirectional: bool = False,
+    down_dtype: jax.typing.DTypeLike = jnp.float32,
+    key: jax.typing.ArrayLike = 0,
+    on_nonfinite: _votes.OnNonfinite = "abstain",
+) -> optax.GradientTransformation:
+    r"""The mean of what the workers say, where each says +c or -c in a leaf.
+
+    $$ u = \frac{1}{M} \sum_{n=1}^{M} c_n s_n, \qquad \text{bidirectional:} \quad
+       v = u + e, \quad u' = \tfrac{1}{d} \lVert v \rVert_1 \operatorname{sign} v, \quad e' = v - u' $$
+
+    It stands behind `scale_by_scaled_sign` or `scale_by_stochastic_sign(..., rescale=True)`, usually
+    inside `error_feedback`. Up go one bit per coordinate and a scale per leaf, in one all_to_all.
+    Worker j is the server of slice j of the coordinates, takes the mean there in float32, and
+    answers in one all_gather: with the mean (32 or 16 bits per coordinate), or with `bidirectional`
+    with one bit per coordinate and a scale for each leaf's part in its slice.
+
+    Args:
+      axis_name: The workers' axis or a tuple of axes; None is one worker.
+      bidirectional: Whether the servers too answer in scaled signs, with an error memory. This
+        memory lies in slices on the workers, so `init` must then run where the axis is bound:
+        `init_train_state` and `init_opt_state` see to it.
+      down_dtype: The dtype in which the mean travels down if not bidirectional: float32, or
+        bfloat16 for half of it.
+      key: An integer seed or a PRNG key, the same on all workers, for the coin that a server throws
+        where v is exactly zero.
+      on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
+
+    Returns:
+      A transformation that keeps shapes and dtypes; its updates are the same on all workers. Each
+      leaf must hold exactly +c and -c for a c of its own: c is read off as the largest magnitude,
+      and what is not positive is -c. A worker whose tree is zero counts, as in every mean; one
+      whose tree holds a NaN or an infinity abstains; without any other the update is zero and the
+      server's memory stays. An empty tree passes.
+
+    Raises:
+      ValueError: For a `down_dtype` that is not floating; at init (if bidirectional) and update, if
+        an axis is not bound; at update, if the gradients were already summed over the workers.
+      TypeError: If a leaf is not of a floating dtype.
+
+    Example:
+      >>> tx = signax.average_scaled_signs("workers")
+      >>> mean = lambda u: tx.update(u, tx.init(u))[0]
+      >>> said = jnp.array([[1.0, -1.0], [3.0, 3.0]])
+      >>> print(jax.vmap(mean, axis_name="workers", out_axes=None)(said))
+      [2. 1.]
+
+    References:
+      Tang et al., DoubleSqueeze: Parallel Stochastic Gradient Descent with Double-pass
+      Error-Compensated Compression, ICML 2019, arXiv:1905.05957, Algorithm 1.
+    """
+    name = "average_scaled_signs"
+    _votes.require_choice(on_nonfinite, _votes.OnNonfinite, name, "on_nonfinite")
+    if not jnp.issubdtype(down_dtype, jnp.floating):
+        raise ValueError(f"signax.{name}: down_dtype must be a floating dtype, got {down_dtype}.")
+
+    def init(params):
+        residual = None
+        if bidirectional:
+            _workers.require_bound(axis_name, f"{name}(bidirectional=True).init")
+            residual = jnp.zeros((_cut(params, axis_name).num_words, 8), jnp.float32)
+        return ScaledVoteState(*_votes.init_state(params, key), residual)
+
+    def update(updates, state, params=None):
+        del params
+        _votes.check_updates(updates, axis_name, name)
+        slices = _cut(updates, axis_name)
+        if slices.num_words == 0:
+            return updates, state._replace(count=state.count + 1)
+        with jax.named_scope(f"signax.{name}"):
+            ballot = _ballot.pack_scaled(updates)
+            server = _two_way if bidirectional else _one_way
+            worker = _workers.worker_index(axis_name)
+            coins = _votes.make_coins(state, updates, axis_name)[1]
+            answer = functools.partial(server, slices, worker, state.server_residual)
+            answer = functools.partial(answer, coins if bidirectional else down_dtype)
+            answers, residual = _server.serve(
+                ballot.bits, ballot.scales, ballot.is_finite, slices, answer, axis_name
+            )
+            body, voters = answers[:, :-4], _server.from_bytes(answers[0, -4:], jnp.int32)[0]
+            decode = (
+                _decode_signs if bidirectional else functools.partial(_decode_means, down_dtype)
+            )
+            mean = decode(body, slices, ballot.bits.size, updates)
+            num_absent = _workers.num_workers(axis_name) - voters
+            mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
+            state = state._replace(server_residual=residual)
+            return mean, _votes.next_state(state, voters, axis_name)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _one_way(slices, worker, residual, dtype, received):
+    """The server's answer in full: its mean, and how many voted."""
+    mean = _mean(slices, worker, received).astype(dtype)
+    return _with_voters(mean, received.voters), residual
+
+
+def _two_way(slices, worker, residual, coins, received):
+    """The server's answer in scaled signs; what they leave of the mean is its new residual."""
+    leaf = _slices.leaf_of_words(slices, worker)
+    is_coordinate = _slices.is_coordinate(slices, worker, leaf)
+    v = jnp.where(is_coordinate, _mean(slices, worker, received) + residual, 0.0)
+    scales = _mean_magnitudes(v, leaf, jnp.asarray(slices.coordinates, jnp.int32)[worker])
+    scales = jnp.where(received.voters > 0, scales, 0.0)
+    coins = coins(slices.num_words, worker * slices.num_words)
+    coin = jnp.unpackbits(coins, bitorder="little").reshape(v.shape) == 1
+    is_positive = (v > 0) | ((v == 0) & coin)
+    sent = _signed(is_positive, scales[leaf])
+    kept = jnp.where(is_coordinate & (received.voters > 0), v - sent, residual)
+    return _with_voters(
+        _bits.pack_bits(is_positive), _server.to_bytes(scales), received.voters
+    ), kept
+
+
+def _mean(slices, worker, received):
+    """The voters' mean at each bit of the slice: float32[S, 8]. Whoever abstains has the scale 0."""
+    leaf = _slices.leaf_of_words(slices, worker)
+    # A power of two keeps M scales of 3e38 from adding up to infinity, and changes no bit.
+    unit = 2.0 ** received.bits.shape[0].bit_length()
+
+    def said(row):
+        bits, scales = row
+        bits = jnp.unpackbits(bits, bitorder="little").reshape(-1, 8) == 1
+        return _signed(bits, scales[leaf])
+
+    rows = received.bits, received.scales / unit
+    first, rest = jax.tree.map(lambda x: x[0], rows), jax.tree.map(lambda x: x[1:], rows)
+    add = lambda total, row: (total + said(row), None)  # noqa: E731
+    total, _ = jax.lax.scan(add, said(first), rest, unroll=min(16, max(1, len(rest[0]))))
+    return _votes.mean_over_voters(total, received.voters, jnp.float32) * unit
+
+
+def _mean_magnitudes(v, leaf, num_coordinates):
+    """mean |v| for each of the K leaves in the slice, padding left out: float32[K]."""
+    unit = 2.0 ** v.size.bit_length()  # as above
+    of_words = jnp.sum(jnp.abs(v) / unit, axis=1)
+    size = num_coordinates.size
+    totals = jax.ops.segment_sum(of_words, leaf, num_segments=size, indices_are_sorted=True)
+    return totals / jnp.maximum(num_coordinates, 1).astype(jnp.float32) * unit
+
+
+def _signed(is_positive, scale):
+    """+scale or -scale: bool[S, 8], float32[S] -> float32[S, 8]."""
+    return jnp.where(is_positive, scale[:, None], -scale[:, None])
+
+
+def _with_voters(*parts):
+    return jnp.concatenate([_server.to_bytes(part) for part in parts])
+
+
+def _decode_means(down_dtype, answers, slices, num_words, updates):
+    del slices
+    means = _server.from_bytes(answers, down_dtype).reshape(-1, 8)[:num_words]
+
+    def decode(planes, size, dtype):
+        return planes[0].reshape(-1)[:size].astype(dtype)
+
+    return _ballot.unpack([means], updates, decode)
+
+
+def _decode_signs(answers, slices, num_words, updates):
+    bits, scales = jnp.split(answers, [slices.num_words], axis=1)
+    scales = _server.from_bytes(scales, jnp.float32)  # [M, K]
+    words = _slices.spread(scales, slices, num_words)
+
+    def decode(planes, size, dtype):
+        is_positive = jnp.unpackbits(planes[0], bitorder="little").reshape(-1, 8) == 1
+        return _signed(is_positive, planes[1]).reshape(-1)[:size].astype(dtype)
+
+    return _ballot.unpack([bits.reshape(-1)[:num_words], words], updates, decode)
+
+
+def _cut(tree: Any, axis_name: _workers.AxisName | None) -> _slices.Slices:
+    sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(tree)]
+    return _slices.cut(sizes, _workers.num_workers(axis_name))

@@ -1,0 +1,353 @@
+"""Optax's own contract, for every named algorithm: one table, every generic property over it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import reference
+import signax
+from workers import MAPPINGS, WORKERS, Mapped, map_workers
+
+LINF = signax.Scale("linf", "leaf", shared=True)
+
+
+class Row(NamedTuple):
+    """An optimizer and what sets it apart."""
+
+    make: Callable[..., optax.GradientTransformationExtraArgs]  # (learning_rate, **kwargs)
+    learning_rate: float = 0.01
+    tolerance: float = 0.15  # how near to the optimum of the quadratic it must come
+    hyperparams: tuple[str, ...] = ("learning_rate",)  # those that inject_hyperparams may trace
+    takes_accumulator: bool = False
+    is_ternary: bool = True  # an update is -lr, 0 or +lr
+    equals: Callable[[float], optax.GradientTransformation] | None = None  # for one worker
+
+
+OPTIMIZERS = {
+    "sign_sgd": Row(signax.sign_sgd, equals=optax.sign_sgd),
+    "sign_sgd coins": Row(functools.partial(signax.sign_sgd, ties="random")),
+    "signum": Row(
+        signax.signum,
+        hyperparams=("learning_rate", "beta"),
+        takes_accumulator=True,
+        equals=lambda lr: optax.signum(lr, 0.9),
+    ),
+    "ssdm": Row(
+        functools.partial(signax.ssdm, scale=LINF),
+        hyperparams=("learning_rate", "beta", "key"),
+        takes_accumulator=True,
+        is_ternary=False,
+        tolerance=0.5,
+    ),
+    "ssdm of the paper": Row(
+        signax.ssdm,
+        hyperparams=("learning_rate", "beta", "key"),
+        takes_accumulator=True,
+        is_ternary=False,
+        tolerance=0.5,
+    ),
+    "dense_sgd": Row(signax.dense_sgd, 0.1, is_ternary=False, equals=optax.sgd),
+    "dense_sgd momentum": Row(
+        functools.partial(signax.dense_sgd, momentum=0.5),
+        0.1,
+        takes_accumulator=True,
+        is_ternary=False,
+        equals=lambda lr: optax.sgd(lr, 0.5),
+    ),
+}
+every = pytest.mark.parametrize("name", OPTIMIZERS)
+NUM_WORKERS = 3
+
+
+def params(dtype: Any = jnp.float32) -> dict[str, Any]:
+    return {"kernel": jnp.ones((3, 2), dtype), "bias": jnp.ones((), dtype)}
+
+
+def gradients(num_workers: int, step: int = 0, dtype: Any = jnp.float32) -> dict[str, Any]:
+    rng = np.random.default_rng(step)
+    rows = jax.tree.map(lambda p: rng.normal(size=(num_workers, *p.shape)), params())
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), rows)
+
+
+def abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: (jnp.shape(x), jnp.asarray(x).dtype, jnp.asarray(x).weak_type), tree
+    )
+
+
+def one_worker(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+@every
+def test_init_takes_abstract_parameters_and_gives_the_same_state(name: str):
+    tx = OPTIMIZERS[name].make(0.1, axis_name=WORKERS)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params())
+    state = jax.eval_shape(tx.init, shapes)
+    concrete = tx.init(params())
+    assert jax.tree.structure(state) == jax.tree.structure(concrete)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, concrete)
+
+
+@every
+def test_update_keeps_types_and_replicas_and_compiles_once(name: str):
+    """Bound to an axis under each mapping, and alone; with extra arguments."""
+    tx = optax.with_extra_args_support(OPTIMIZERS[name].make(0.1, axis_name=WORKERS))
+    results = {}
+    for mapping in MAPPINGS:
+        fn = map_workers(
+            mapping, lambda g, s, p: tx.update(g, s, p, value=1.0, unknown=None), NUM_WORKERS
+        )
+        p = jax.tree.map(lambda x: jnp.stack([x] * NUM_WORKERS), params())
+        state = jax.tree.map(lambda x: jnp.stack([x] * NUM_WORKERS), tx.init(params()))
+        before = abstract(state)
+        for step in range(2):
+            updates, state = fn(gradients(NUM_WORKERS, step), state, p)
+            assert abstract(state) == before, mapping
+            assert abstract(updates) == abstract(p), mapping
+            for leaf in jax.tree.leaves(updates):  # replicas
+                np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+        results[mapping] = updates
+    for mapping in MAPPINGS[1:]:
+        for a, b in zip(*map(jax.tree.leaves, (results["vmap"], results[mapping])), strict=True):
+            if name.startswith("dense"):  # a float sum of three in another order
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+            elif name != "ssdm of the paper":  # its l2 norm may differ in the last bit
+                np.testing.assert_array_equal(a, b)
+
+
+@every
+def test_a_jitted_step_is_traced_once(name: str):
+    tx = OPTIMIZERS[name].make(0.1)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    p, state = params(), tx.init(params())
+    before = abstract(state)
+    for k in range(3):
+        p, state = step(p, state, one_worker(gradients(1, k)))
+    assert abstract(state) == before
+    chex.clear_trace_counter()
+
+
+@every
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_updates_keep_the_dtype_of_the_gradients(name: str, dtype: Any):
+    tx = OPTIMIZERS[name].make(0.5)
+    p, g = params(dtype), one_worker(gradients(1, 0, dtype))
+    updates, state = jax.jit(tx.update)(g, tx.init(p), p)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, p)
+    assert abstract(state) == abstract(tx.init(p))
+    if OPTIMIZERS[name].is_ternary:
+        for leaf in jax.tree.leaves(updates):
+            assert set(np.unique(np.asarray(leaf, np.float32))) <= {-0.5, 0.0, 0.5}
+
+
+@every
+def test_hyperparameters_may_be_injected_and_scheduled(name: str):
+    row = OPTIMIZERS[name]
+    fixed = {"learning_rate": 0.5, "beta": 0.5, "key": 3}
+    chosen = {h: fixed[h] for h in row.hyperparams}
+    schedules = chosen | {"learning_rate": optax.constant_schedule(0.5)}
+
+    def make(**hyperparams):
+        return row.make(hyperparams.pop("learning_rate"), **hyperparams)
+
+    plain = make(**chosen)
+    # inject_hyperparams reads the signature: give it one with exactly these parameters
+    code = f"lambda {', '.join(chosen)}: make({', '.join(f'{h}={h}' for h in chosen)})"
+    injected = optax.inject_hyperparams(eval(code, {"make": make}))(**schedules)
+    p, g = params(), [one_worker(gradients(1, k)) for k in range(3)]
+    states = plain.init(p), injected.init(p)
+    before = abstract(states[1])
+    update = jax.jit(plain.update), jax.jit(chex.assert_max_traces(injected.update, n=1))
+    for k in range(3):
+        (a, s0), (b, s1) = (f(g[k], s, p) for f, s in zip(update, states, strict=True))
+        states = s0, s1
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert abstract(states[1]) == before
+    chex.clear_trace_counter()
+
+
+def test_an_injected_key_changes_the_draws():
+    g = jnp.append(jnp.full(500, 0.1), 1.0)
+
+    def first_update(key):
+        tx = optax.inject_hyperparams(signax.ssdm, static_args=("scale",))(0.1, key=key, scale=LINF)
+        return np.asarray(tx.update(g, tx.init(g), g)[0])
+
+    np.testing.assert_array_equal(first_update(1), first_update(jnp.int32(1)))
+    assert not np.array_equal(first_update(1), first_update(2))
+
+
+@pytest.mark.parametrize("is_injected", [False, True])
+def test_a_schedule_of_the_learning_rate_is_followed(is_injected: bool):
+    schedule = optax.piecewise_constant_schedule(1.0, {2: 0.5})
+    make = optax.inject_hyperparams(signax.sign_sgd) if is_injected else signax.sign_sgd
+    tx, g = make(schedule), jnp.ones(1)
+    state, seen = tx.init(g), []
+    for _ in range(4):
+        update, state = tx.update(g, state, g)  # injected, weight_decay=0 may be traced: params
+        seen.append(float(update[0]))
+    assert seen == [-1.0, -1.0, -0.5, -0.5]
+
+
+@every
+def test_leaves_of_every_kind_pass(name: str):
+    tx = OPTIMIZERS[name].make(0.1)
+    tree = {
+        "none": None,
+        "masked": optax.MaskedNode(),
+        "empty dict": {},
+        "empty": jnp.zeros((0,)),
+        "no rows": jnp.zeros((3, 0, 2)),
+        "scalar": jnp.ones(()),
+        "vector": [jnp.ones(3), (jnp.ones((1, 1)),)],
+    }
+    updates, state = jax.jit(tx.update)(tree, tx.init(tree))
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, tree)
+    assert abstract(state) == abstract(tx.init(tree))
+
+
+@every
+def test_python_floats_and_weak_types_pass(name: str):
+    tx = OPTIMIZERS[name].make(0.25)
+    tree = {"a": 2.0, "b": jnp.asarray(-3.0)}  # both weakly typed
+    state = tx.init(tree)
+    for _ in range(2):
+        updates, state = tx.update(tree, state)
+    assert float(updates["a"]) < 0 < float(updates["b"])
+
+
+@pytest.mark.parametrize("name", [n for n, row in OPTIMIZERS.items() if row.equals])
+@pytest.mark.parametrize("axis_name", [None, WORKERS])
+def test_one_worker_equals_optax_exactly(name: str, axis_name: str | None):
+    row = OPTIMIZERS[name]
+    ours, theirs = row.make(0.1, axis_name=axis_name), row.equals(0.1)
+    update = ours.update
+    if axis_name:
+        update = jax.vmap(update, in_axes=0, axis_name=axis_name)
+    add = lambda tree: jax.tree.map(lambda x: jnp.asarray(x)[None], tree)  # noqa: E731
+    update, expected_update = jax.jit(update), jax.jit(theirs.update)
+    p = params()
+    state, expected_state = ours.init(p), theirs.init(p)
+    state = add(state) if axis_name else state
+    for step in range(10):  # fresh random gradients at every step, some of them zero
+        g = one_worker(gradients(1, step))
+        g["kernel"] = g["kernel"].at[step % 3, 0].set(0.0)
+        expected, expected_state = expected_update(g, expected_state)
+        updates, state = update(add(g), state) if axis_name else update(g, state)
+        updates = one_worker(updates) if axis_name else updates
+        jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
+@every
+def test_weight_decay_is_decoupled_and_masked(name: str):
+    make = OPTIMIZERS[name].make
+    p, g = params(), one_worker(gradients(1))
+    mask = {"kernel": True, "bias": False}
+    plain = make(0.5).update(g, make(0.5).init(p), p)[0]
+    decayed_tx = make(0.5, weight_decay=0.25, mask=mask)
+    decayed = decayed_tx.update(g, decayed_tx.init(p), p)[0]
+    if name == "dense_sgd momentum":
+        del plain["kernel"], decayed["kernel"]  # at the first step the trace is the gradient
+    else:
+        # -lr (u + wd p) = -lr u - 0.5 0.25 1
+        np.testing.assert_allclose(decayed["kernel"], plain["kernel"] - 0.125, rtol=1e-6)
+    np.testing.assert_array_equal(decayed["bias"], plain["bias"])
+    by_function = make(0.5, weight_decay=0.25, mask=lambda p: jax.tree.map(jnp.ndim, p))
+    same = by_function.update(g, by_function.init(p), p)[0]
+    np.testing.assert_array_equal(same["bias"], plain["bias"])
+
+
+@pytest.mark.parametrize("name", [n for n, row in OPTIMIZERS.items() if row.takes_accumulator])
+def test_the_accumulator_dtype_is_that_of_the_memory_alone(name: str):
+    tx = OPTIMIZERS[name].make(0.1, accumulator_dtype=jnp.float32)
+    p, g = params(jnp.bfloat16), one_worker(gradients(1, 0, jnp.bfloat16))
+    state = tx.init(p)
+    memory = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert len(memory) == 2
+    assert all(x.dtype == jnp.float32 for x in memory)
+    updates, new = tx.update(g, state, p)
+    assert abstract(new) == abstract(state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, p)
+
+
+@every
+def test_clipping_before_the_link_composes(name: str, mapped: Mapped):
+    tx = optax.chain(optax.clip_by_global_norm(0.1), OPTIMIZERS[name].make(1.0, axis_name=WORKERS))
+    out = mapped(lambda g: tx.update(g, tx.init(g))[0], gradients(2))
+    for leaf in jax.tree.leaves(out):
+        assert np.isfinite(leaf).all()
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+
+
+@every
+def test_it_converges_on_a_quadratic_with_noise(name: str):
+    """Three workers, f_n = |x - c_n|^2 / 2 with c_n around one optimum, noisy gradients."""
+    row = OPTIMIZERS[name]
+    tx = row.make(row.learning_rate, axis_name=WORKERS)
+    optimum = jnp.array([1.0, -0.5, 0.25, 0.0])
+
+    def worker(key):
+        def step(carry, key):
+            x, state = carry
+            g = x - optimum + 0.1 * jax.random.normal(key, x.shape)
+            updates, state = tx.update(g, state, x)
+            return (optax.apply_updates(x, updates), state), None
+
+        start = jnp.zeros(4)
+        (x, _), _ = jax.lax.scan(step, (start, tx.init(start)), jax.random.split(key, 400))
+        return x
+
+    keys = jax.random.split(jax.random.key(0), NUM_WORKERS)
+    x = jax.jit(jax.vmap(worker, axis_name=WORKERS))(keys)
+    np.testing.assert_array_equal(x[0], x[1])
+    assert float(jnp.max(jnp.abs(x[0] - optimum))) < row.tolerance
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 8])
+def test_signum_and_sign_sgd_take_the_steps_of_the_reference(num_workers: int):
+    """With NaN workers, ties and zeros, over ten steps; powers of two make every step exact."""
+    size, gamma, beta = 9, 0.25, 0.5
+    rng = np.random.default_rng(num_workers)
+    rows = rng.integers(-2, 3, (10, num_workers, size)).astype(np.float32)
+    rows[4, 0, 3] = np.nan
+    rows[7, :, 1] = np.inf
+    txs = {
+        "sign_sgd": signax.sign_sgd(gamma, axis_name=WORKERS, wire="float32"),
+        "signum": signax.signum(gamma, beta, axis_name=WORKERS, wire="float32"),
+    }
+
+    def worker(rows):
+        out = {}
+        for name, tx in txs.items():
+
+            def step(carry, g, tx=tx):
+                x, state = carry
+                updates, state = tx.update(g, state)
+                x = optax.apply_updates(x, updates)
+                return (x, state), x
+
+            x = jnp.zeros(size)
+            out[name] = jax.lax.scan(step, (x, tx.init(x)), rows)[1]
+        return out
+
+    out = jax.jit(jax.vmap(worker, 1, axis_name=WORKERS))(jnp.asarray(rows))
+    x, y, momenta = np.zeros(size), np.zeros(size), [None] * num_workers
+    for k in range(len(rows)):
+        x = reference.majority_vote_step(x, rows[k], gamma)
+        y, momenta = reference.signum_step(y, momenta, rows[k], gamma, beta)
+        np.testing.assert_array_equal(out["sign_sgd"][:, k], np.tile(x, (num_workers, 1)))
+        np.testing.assert_array_equal(out["signum"][:, k], np.tile(y, (num_workers, 1)))
