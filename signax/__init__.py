@@ -30,9 +30,11 @@ from signax._votes import VoteState, average_gradients, average_signs, majority_
 from signax._feedback import ErrorFeedbackState, compressed_mean, error_feedback
 from signax._memory import EmaFromFirstGradientState, abstaining, ema_from_first_gradient
 from signax._freezing import freeze
+from signax._warmup import WarmupState, warmup
 from signax._skipping import SkipTogetherState, skip_together
 
 # 5. The named algorithms.
+from signax._optimizers._adam import OneBitAdamState, one_bit_adam
 from signax._optimizers._dense import dense_sgd
 from signax._optimizers._feedback import double_squeeze, ef_sign_sgd
 from signax._optimizers._lion import distributed_lion
@@ -52,12 +54,16 @@ from signax._training import (
     simulate_train_step,
 )
 
+# 7. The paper's probabilities, norms and rates.
+from signax import theory
+
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "EmaFromFirstGradientState",
     "ErrorFeedbackState",
     "NoisySignState",
+    "OneBitAdamState",
     "Scale",
     "ScaledSignState",
     "ScaledVoteState",
@@ -65,6 +71,7 @@ __all__ = [
     "StochasticSignState",
     "TrainState",
     "VoteState",
+    "WarmupState",
     "WireReport",
     "abstaining",
     "as_varying",
@@ -90,6 +97,7 @@ __all__ = [
     "monotone_sign_sgd",
     "noisy_sign",
     "noisy_sign_sgd",
+    "one_bit_adam",
     "pack_bits",
     "replicas_in_sync",
     "scale_by_noisy_sign",
@@ -103,7 +111,9 @@ __all__ = [
     "ssdm",
     "state_specs",
     "stochastic_sign",
+    "theory",
     "to_worker",
     "unpack_bits",
+    "warmup",
     "wire_bits",
 ]

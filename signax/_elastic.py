@@ -33,7 +33,8 @@ def change_num_workers(
       tx: The optimizer that made it.
       mesh: The mesh of M' workers, or the number M' of simulated workers.
       how: What the new workers remember: "mean", the mean over the old workers of each momentum and
-        residual (so the pending update is kept), or "zero", nothing.
+        residual (so the pending update is kept), or "zero", nothing. A server's memory, which lies
+        in slices on the workers, is kept as it is and cut anew.
 
     Returns:
       The state for M' workers on the mesh. Leaves that are the same on all workers (parameters,
@@ -63,13 +64,16 @@ def change_num_workers(
         if not spec:
             return leaf
         leaf = np.asarray(leaf)
+        shape = (_layout.num_rows(spec, new_mesh), *want.shape)
+        if jax.tree_util.keystr(path[-1:]) == ".server_residual":
+            return _sliced_anew(leaf if how == "mean" else np.zeros_like(leaf), shape)
         if leaf.shape[1:] != want.shape:
             raise ValueError(
                 f"change_num_workers: the optimizer state at {jax.tree_util.keystr(path)} has shape"
                 f" {leaf.shape}, expected one row of shape {want.shape} for each worker."
             )
         row = _merged(leaf) if how == "mean" else np.zeros_like(leaf[0])
-        return np.broadcast_to(row, (_layout.num_rows(spec, new_mesh), *want.shape))
+        return np.broadcast_to(row, shape)
 
     opt_state = jax.tree_util.tree_map_with_path(
         convert, layout.specs, layout.state, state.opt_state, is_leaf=_layout.is_spec
@@ -79,6 +83,13 @@ def change_num_workers(
         (replicated, replicated, layout.specs, replicated, replicated)
     )
     return _place(state._replace(opt_state=opt_state), specs, mesh)
+
+
+def _sliced_anew(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A buffer that lies in slices on the workers, cut again; what fills its last slice is zero."""
+    buffer = rows.reshape(-1, *shape[2:])[: shape[0] * shape[1]]
+    padding = [(0, shape[0] * shape[1] - len(buffer)), *[(0, 0)] * (buffer.ndim - 1)]
+    return np.pad(buffer, padding).reshape(shape)
 
 
 def _merged(rows: np.ndarray) -> np.ndarray:

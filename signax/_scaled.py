@@ -7,7 +7,8 @@ for its slice of the coordinates, always in the order of the workers, so that al
 alike. What goes down is that mean, or (both ways one bit) its own scaled sign, and what the server
 could not say stays in an error memory of its own:
 
-$$ v = u + e, \qquad q = c \operatorname{sign} v, \quad c = \operatorname{mean} |v|, \qquad e' = v - q. $$
+$$ v = u + e, \qquad q = c \operatorname{sign} v, \quad c = \operatorname{mean} |v|,
+   \qquad e' = v - q. $$
 
 Sources: Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019, arXiv:1901.09847; Tang et
 al., "DoubleSqueeze", ICML 2019, arXiv:1905.05957.
@@ -44,10 +45,11 @@ def average_scaled_signs(
     r"""The mean of what the workers say, where each says +c or -c in a leaf.
 
     $$ u = \frac{1}{M} \sum_{n=1}^{M} c_n s_n, \qquad \text{bidirectional:} \quad
-       v = u + e, \quad u' = \tfrac{1}{d} \lVert v \rVert_1 \operatorname{sign} v, \quad e' = v - u' $$
+       v = u + e, \quad u' = \tfrac{1}{d} \lVert v \rVert_1 \operatorname{sign} v,
+       \quad e' = v - u' $$
 
-    It stands behind `scale_by_scaled_sign` or `scale_by_stochastic_sign(..., rescale=True)`, usually
-    inside `error_feedback`. Up go one bit per coordinate and a scale per leaf, in one all_to_all.
+    It stands behind `scale_by_stochastic_sign(..., rescale=True)`, or behind `error_feedback` of
+    `scale_by_scaled_sign`. Up go one bit per coordinate and a scale per leaf, in one all_to_all.
     Worker j is the server of slice j of the coordinates, takes the mean there in float32, and
     answers in one all_gather: with the mean (32 or 16 bits per coordinate), or with `bidirectional`
     with one bit per coordinate and a scale for each leaf's part in its slice.
@@ -106,19 +108,24 @@ def average_scaled_signs(
             return updates, state._replace(count=state.count + 1)
         with jax.named_scope(f"signax.{name}"):
             ballot = _ballot.pack_scaled(updates)
-            server = _two_way if bidirectional else _one_way
-            worker = _workers.worker_index(axis_name)
-            coins = _votes.make_coins(state, updates, axis_name)[1]
-            answer = functools.partial(server, slices, worker, state.server_residual)
-            answer = functools.partial(answer, coins if bidirectional else down_dtype)
+            if bidirectional:
+                coins = _votes.make_coins(state, updates, axis_name)[1]
+                answer = functools.partial(_answer_in_signs, coins)
+                decode = _decode_signs
+            else:
+                answer = functools.partial(_answer_in_full, down_dtype)
+                decode = functools.partial(_decode_means, down_dtype)
+            worker, residual = _workers.worker_index(axis_name), state.server_residual
             answers, residual = _server.serve(
-                ballot.bits, ballot.scales, ballot.is_finite, slices, answer, axis_name
+                ballot.bits,
+                ballot.scales,
+                ballot.is_finite,
+                slices,
+                functools.partial(answer, slices, worker, residual),
+                axis_name,
             )
-            body, voters = answers[:, :-4], _server.from_bytes(answers[0, -4:], jnp.int32)[0]
-            decode = (
-                _decode_signs if bidirectional else functools.partial(_decode_means, down_dtype)
-            )
-            mean = decode(body, slices, ballot.bits.size, updates)
+            voters = _server.from_bytes(answers[0, -4:], jnp.int32)[0]
+            mean = decode(answers[:, :-4], slices, ballot.bits.size, updates)
             num_absent = _workers.num_workers(axis_name) - voters
             mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
             state = state._replace(server_residual=residual)
@@ -127,14 +134,14 @@ def average_scaled_signs(
     return optax.GradientTransformation(init, update)
 
 
-def _one_way(slices, worker, residual, dtype, received):
-    """The server's answer in full: its mean, and how many voted."""
+def _answer_in_full(dtype, slices, worker, residual, received):
+    """The server's mean, and how many voted."""
     mean = _mean(slices, worker, received).astype(dtype)
     return _with_voters(mean, received.voters), residual
 
 
-def _two_way(slices, worker, residual, coins, received):
-    """The server's answer in scaled signs; what they leave of the mean is its new residual."""
+def _answer_in_signs(coins, slices, worker, residual, received):
+    """The server's scaled signs; what they leave of its mean is its new residual."""
     leaf = _slices.leaf_of_words(slices, worker)
     is_coordinate = _slices.is_coordinate(slices, worker, leaf)
     v = jnp.where(is_coordinate, _mean(slices, worker, received) + residual, 0.0)
@@ -145,13 +152,11 @@ def _two_way(slices, worker, residual, coins, received):
     is_positive = (v > 0) | ((v == 0) & coin)
     sent = _signed(is_positive, scales[leaf])
     kept = jnp.where(is_coordinate & (received.voters > 0), v - sent, residual)
-    return _with_voters(
-        _bits.pack_bits(is_positive), _server.to_bytes(scales), received.voters
-    ), kept
+    return _with_voters(_bits.pack_bits(is_positive), scales, received.voters), kept
 
 
 def _mean(slices, worker, received):
-    """The voters' mean at each bit of the slice: float32[S, 8]. Whoever abstains has the scale 0."""
+    """The voters' mean at each bit of the slice: float32[S, 8]. An absent worker's scale is 0."""
     leaf = _slices.leaf_of_words(slices, worker)
     # A power of two keeps M scales of 3e38 from adding up to infinity, and changes no bit.
     unit = 2.0 ** received.bits.shape[0].bit_length()

@@ -25,6 +25,7 @@ ROOMS = (
     "_scaled",
     "_memory",
     "_feedback",
+    "_warmup",
     "_freezing",
     "_skipping",
     "_optimizers",

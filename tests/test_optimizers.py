@@ -28,6 +28,13 @@ class Row(NamedTuple):
     takes_accumulator: bool = False
     is_ternary: bool = True  # an update is -lr, 0 or +lr
     equals: Callable[[float], optax.GradientTransformation] | None = None  # for one worker
+    sums_floats: bool = False  # so that mappings agree to rounding, and replicas exactly
+    init_needs_axis: bool = False
+
+
+def lion(learning_rate: float) -> optax.GradientTransformation:
+    """`optax.lion` without decay, whose link would ask for the parameters."""
+    return optax.chain(optax.scale_by_lion(), optax.scale_by_learning_rate(learning_rate))
 
 
 OPTIMIZERS = {
@@ -53,12 +60,57 @@ OPTIMIZERS = {
         is_ternary=False,
         tolerance=0.5,
     ),
-    "dense_sgd": Row(signax.dense_sgd, 0.1, is_ternary=False, equals=optax.sgd),
+    "ssdm norms sent": Row(
+        functools.partial(signax.ssdm, rescale=True),
+        hyperparams=("learning_rate", "beta", "key"),
+        takes_accumulator=True,
+        is_ternary=False,
+        sums_floats=True,
+        tolerance=0.5,
+    ),
+    "ssdm deterministic": Row(
+        functools.partial(signax.ssdm, sign="deterministic"),
+        hyperparams=("learning_rate", "beta"),
+        takes_accumulator=True,
+        is_ternary=False,
+    ),
+    "noisy_sign_sgd": Row(
+        functools.partial(signax.noisy_sign_sgd, noise_scale=0.25),
+        hyperparams=("learning_rate", "noise_scale", "key"),
+    ),
+    "distributed_lion": Row(
+        signax.distributed_lion,
+        hyperparams=("learning_rate", "b1", "b2"),
+        takes_accumulator=True,
+        tolerance=0.3,  # its momentum remembers 100 steps
+        equals=lion,
+    ),
+    "distributed_lion average": Row(
+        functools.partial(signax.distributed_lion, aggregate="average"),
+        hyperparams=("learning_rate", "b1", "b2"),
+        takes_accumulator=True,
+        is_ternary=False,
+        tolerance=0.3,
+        equals=lion,
+    ),
+    "ef_sign_sgd": Row(
+        signax.ef_sign_sgd, 0.1, takes_accumulator=True, is_ternary=False, sums_floats=True
+    ),
+    "double_squeeze": Row(
+        signax.double_squeeze,
+        0.1,
+        takes_accumulator=True,
+        is_ternary=False,
+        sums_floats=True,
+        init_needs_axis=True,
+    ),
+    "dense_sgd": Row(signax.dense_sgd, 0.1, is_ternary=False, equals=optax.sgd, sums_floats=True),
     "dense_sgd momentum": Row(
         functools.partial(signax.dense_sgd, momentum=0.5),
         0.1,
         takes_accumulator=True,
         is_ternary=False,
+        sums_floats=True,
         equals=lambda lr: optax.sgd(lr, 0.5),
     ),
 }
@@ -82,6 +134,11 @@ def abstract(tree: Any) -> Any:
     )
 
 
+def init_on_workers(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The states of all workers, one row each."""
+    return jax.vmap(lambda _: tx.init(params), axis_name=WORKERS)(jnp.arange(NUM_WORKERS))
+
+
 def one_worker(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[0], tree)
 
@@ -89,9 +146,10 @@ def one_worker(tree: Any) -> Any:
 @every
 def test_init_takes_abstract_parameters_and_gives_the_same_state(name: str):
     tx = OPTIMIZERS[name].make(0.1, axis_name=WORKERS)
+    init = functools.partial(init_on_workers, tx) if OPTIMIZERS[name].init_needs_axis else tx.init
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params())
-    state = jax.eval_shape(tx.init, shapes)
-    concrete = tx.init(params())
+    state = jax.eval_shape(init, shapes)
+    concrete = init(params())
     assert jax.tree.structure(state) == jax.tree.structure(concrete)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, concrete)
 
@@ -106,7 +164,7 @@ def test_update_keeps_types_and_replicas_and_compiles_once(name: str):
             mapping, lambda g, s, p: tx.update(g, s, p, value=1.0, unknown=None), NUM_WORKERS
         )
         p = jax.tree.map(lambda x: jnp.stack([x] * NUM_WORKERS), params())
-        state = jax.tree.map(lambda x: jnp.stack([x] * NUM_WORKERS), tx.init(params()))
+        state = init_on_workers(tx, params())
         before = abstract(state)
         for step in range(2):
             updates, state = fn(gradients(NUM_WORKERS, step), state, p)
@@ -117,7 +175,7 @@ def test_update_keeps_types_and_replicas_and_compiles_once(name: str):
         results[mapping] = updates
     for mapping in MAPPINGS[1:]:
         for a, b in zip(*map(jax.tree.leaves, (results["vmap"], results[mapping])), strict=True):
-            if name.startswith("dense"):  # a float sum of three in another order
+            if OPTIMIZERS[name].sums_floats:
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
             elif name != "ssdm of the paper":  # its l2 norm may differ in the last bit
                 np.testing.assert_array_equal(a, b)
@@ -157,7 +215,7 @@ def test_updates_keep_the_dtype_of_the_gradients(name: str, dtype: Any):
 @every
 def test_hyperparameters_may_be_injected_and_scheduled(name: str):
     row = OPTIMIZERS[name]
-    fixed = {"learning_rate": 0.5, "beta": 0.5, "key": 3}
+    fixed = {"learning_rate": 0.5, "beta": 0.5, "b1": 0.5, "b2": 0.75, "noise_scale": 0.5, "key": 3}
     chosen = {h: fixed[h] for h in row.hyperparams}
     schedules = chosen | {"learning_rate": optax.constant_schedule(0.5)}
 
@@ -277,11 +335,13 @@ def test_the_accumulator_dtype_is_that_of_the_memory_alone(name: str):
     p, g = params(jnp.bfloat16), one_worker(gradients(1, 0, jnp.bfloat16))
     state = tx.init(p)
     memory = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert len(memory) == 2
+    assert len(memory) == 2 + OPTIMIZERS[name].init_needs_axis  # and the server's
     assert all(x.dtype == jnp.float32 for x in memory)
     updates, new = tx.update(g, state, p)
     assert abstract(new) == abstract(state)
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, p)
+    # As in Optax's own signum and sgd, the update has the accumulator's dtype, not the gradient's,
+    # where the memory is Optax's; apply_updates gives the parameters theirs back.
+    chex.assert_trees_all_equal_shapes_and_dtypes(optax.apply_updates(p, updates), p)
 
 
 @every

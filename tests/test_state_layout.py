@@ -42,10 +42,6 @@ CHAINS: dict[str, tuple[Callable[[], optax.GradientTransformation], set[str]]] =
     "ema after": (lambda: optax.chain(vote(), optax.ema(0.9)), set()),
     "trace both": (lambda: optax.chain(optax.trace(0.9), vote(), optax.trace(0.9)), {"trace"}),
     "adam before": (lambda: optax.chain(optax.scale_by_adam(), vote()), {"mu", "nu"}),
-    "factored before": (
-        lambda: optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=2), vote()),
-        {"v_row", "v_col", "v"},
-    ),
     "first gradient": (
         lambda: optax.chain(signax.ema_from_first_gradient(0.9), vote()),
         {"momentum"},
@@ -106,6 +102,14 @@ def test_memory_before_the_network_is_each_workers_own_and_nothing_else(name: st
         assert spec == (OWN if own & set(fields) else SAME), path
     if own:
         assert OWN in specs.values()
+
+
+def test_factored_moments_before_the_network_are_each_workers_own():
+    specs = layout(optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=2), vote()))
+    for moment in ("v_row['kernel']", "v_col['kernel']", "v['bias']"):
+        assert specs[f"[0].{moment}"] == OWN
+    assert specs["[0].v['kernel']"] == SAME  # a placeholder that is never written
+    assert specs["[0].count"] == SAME
 
 
 def test_after_an_exact_mean_inside_a_host_momentum_varies_over_hosts_only():

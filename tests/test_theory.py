@@ -25,6 +25,8 @@ from workers import WORKERS
 
 # ---------------------------------------------------------------------------------- the majority
 
+# Jitted once for all numbers of workers, which are traced.
+EXPECTED, EXACT = jax.jit(theory.expected_majority), jax.jit(theory.majority_probabilities)
 PROBABILITIES = np.array([0.0, 0.1, 0.25, 0.5, 0.5001, 0.6, 0.75, 0.9, 0.999, 1.0])
 
 
@@ -44,8 +46,8 @@ def enumerated_votes(num_workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def test_the_expected_vote_is_the_sum_over_all_ways_to_vote(num_workers, x64, tolerance):
     right, tie, wrong = enumerated_votes(num_workers)
     with jax.enable_x64(x64):
-        expected = theory.expected_majority(PROBABILITIES, num_workers)
-        exact = theory.majority_probabilities(PROBABILITIES, num_workers)
+        expected = EXPECTED(PROBABILITIES, num_workers)
+        exact = EXACT(PROBABILITIES, num_workers)
     assert expected.dtype == (np.float64 if x64 else np.float32)
     np.testing.assert_allclose(expected, right - wrong, rtol=0, atol=tolerance)
     for got, want in zip(exact, (right, tie, wrong), strict=True):
@@ -142,9 +144,11 @@ def uniform_success(g: float, tau: int) -> float:
 
 def laplace_success(g: float, tau: int) -> float:
     """A sum of Laplace draws is the difference of two gamma variables of shape tau."""
-    gamma = stats.gamma(tau)
-    wrong = lambda y: gamma.pdf(y) * gamma.sf(y + tau * g * math.sqrt(2))  # noqa: E731
-    return 1 - integrate.quad(wrong, 0, gamma.isf(1e-15), epsabs=1e-10)[0]
+
+    def wrong(y: float) -> float:
+        return stats.gamma.pdf(y, tau) * special.gammaincc(tau, y + tau * g * math.sqrt(2))
+
+    return 1 - integrate.quad(wrong, 0, stats.gamma.isf(1e-15, tau), epsabs=1e-10)[0]
 
 
 def two_point(p: float) -> Law:
@@ -250,7 +254,8 @@ def test_without_signal_or_noise_the_lemmas_say_so():
 @pytest.mark.parametrize("unit", [2.0**-60, 2.0**60])
 def test_the_lemmas_do_not_depend_on_the_unit_of_the_gradient(unit):
     g, sigma, nu = jnp.array([0.03, 0.5, 2.0]), 1.0, 1.3
-    for lemma in (theory.lemma_3_batch_size, lambda *x: theory.lemma_3_success_probability(*x, 9)):
+    probability = functools.partial(theory.lemma_3_success_probability, batch_size=9)
+    for lemma in (theory.lemma_3_batch_size, probability):
         np.testing.assert_array_equal(lemma(unit * g, unit * sigma, unit * nu), lemma(g, sigma, nu))
 
 
@@ -437,19 +442,21 @@ def test_the_number_of_workers_may_be_an_array_and_traced():
 
 
 class Problem(NamedTuple):
-    """f with f* = 0 and known L_i; the noise of each gradient is normal, so that rho is known."""
+    """f = sum of L_i x_i^2 / (2 (1 + w x_i^2)), f* = 0, noise normal so that rho is known.
 
-    loss: Callable[[jax.Array], jax.Array]
+    w = 0 is a quadratic. w = 1 is not convex: the second derivatives lie in [-L_i / 4, L_i].
+    """
+
+    w: float
     sigma: float  # standard deviation of one coordinate of a stochastic gradient
+
+    def loss(self, x: jax.Array) -> jax.Array:
+        return jnp.sum(SMOOTHNESS * x**2 / (1 + self.w * x**2)) / 2
 
 
 SMOOTHNESS = jnp.linspace(0.5, 2.0, 8)  # L_i
 X0 = jnp.linspace(0.4, 1.1, 8)
-PROBLEMS = {
-    "quadratic": Problem(lambda x: jnp.sum(SMOOTHNESS * x**2) / 2, sigma=1.0),
-    # Not convex: the second derivatives lie in [-L_i / 4, L_i].
-    "well": Problem(lambda x: jnp.sum(SMOOTHNESS * x**2 / (1 + x**2)) / 2, sigma=0.5),
-}
+PROBLEMS = {"quadratic": Problem(w=0.0, sigma=1.0), "well": Problem(w=1.0, sigma=0.5)}
 NUM_STEPS, NUM_RUNS = 1000, 64
 STEPS = jnp.arange(1, NUM_STEPS + 1)  # K
 CONSTANT, INITIAL = 0.02, 0.1  # gamma, gamma_0
@@ -468,43 +475,43 @@ class Course(NamedTuple):
 def run(name: str, num_workers: int, is_decreasing: bool, is_monotone: bool = False) -> Course:
     """signSGD with majority vote, or Option 2 if `is_monotone`."""
     steps = jnp.arange(NUM_STEPS)
-    decreasing = theory.inverse_sqrt_schedule(INITIAL)(steps)
+    decreasing = jnp.asarray(theory.inverse_sqrt_schedule(INITIAL)(steps))
     gammas = decreasing if is_decreasing else jnp.full_like(decreasing, CONSTANT)
-    return _runner(name, num_workers)(gammas, is_monotone)
+    return runner(num_workers)(PROBLEMS[name], gammas, is_monotone)
 
 
 @functools.cache
-def _runner(name: str, num_workers: int) -> Callable[[jax.Array, bool], Course]:
-    loss, sigma = PROBLEMS[name]
+def runner(num_workers: int) -> Callable[[Problem, jax.Array, bool], Course]:
+    """Compiled once for each number of workers: problem and steps are traced."""
 
-    def vote(x, state, key, tx):
-        gradient = jax.grad(loss)(x) + sigma * jax.random.normal(key, x.shape)
-        return tx.update(gradient, state, x)
-
-    def measure(x):
-        g = jax.grad(loss)(x)
-        rho = jax.scipy.stats.norm.cdf(jnp.abs(g) / sigma)
-        tie = theory.majority_probabilities(rho, num_workers).tie
-        norm = theory.rho_m_norm(g, rho, num_workers)
-        return Course(norm, jnp.sum(g**2), loss(x), jnp.sum(SMOOTHNESS * tie))
-
-    def trajectory(key, gammas, is_monotone):
+    def trajectory(key, problem, gammas, is_monotone):
         tx = signax.sign_sgd(lambda count: gammas[count], axis_name=WORKERS, wire="float32")
-        votes = jax.vmap(
-            functools.partial(vote, tx=tx), (None, None, 0), out_axes=None, axis_name=WORKERS
-        )
 
-        def step(carry, key):
+        def vote(x, state, noise):
+            return tx.update(jax.grad(problem.loss)(x) + problem.sigma * noise, state, x)
+
+        votes = jax.vmap(vote, (None, None, 0), out_axes=None, axis_name=WORKERS)
+
+        def step(carry, noise):
             x, state = carry
-            updates, state = votes(x, state, jax.random.split(key, num_workers))
-            refused = is_monotone & (loss(x + updates) >= loss(x))
+            updates, state = votes(x, state, noise)
+            refused = is_monotone & (problem.loss(x + updates) >= problem.loss(x))
             return (jnp.where(refused, x, x + updates), state), x
 
-        keys = jax.random.split(key, NUM_STEPS)
-        return jax.vmap(measure)(jax.lax.scan(step, (X0, tx.init(X0)), keys)[1])
+        noise = jax.random.normal(key, (NUM_STEPS, num_workers, X0.size))
+        xs = jax.lax.scan(step, (X0, tx.init(X0)), noise)[1]
+        return jax.vmap(functools.partial(measure, problem, num_workers))(xs)
 
     keys = jax.random.split(jax.random.key(3), NUM_RUNS)
-    return jax.jit(lambda *args: jax.vmap(trajectory, (0, None, None))(keys, *args))
+    return jax.jit(lambda *args: jax.vmap(trajectory, (0, None, None, None))(keys, *args))
+
+
+def measure(problem: Problem, num_workers: int, x: jax.Array) -> Course:
+    g = jax.grad(problem.loss)(x)
+    rho = jax.scipy.stats.norm.cdf(jnp.abs(g) / problem.sigma)
+    tie = theory.majority_probabilities(rho, num_workers).tie
+    norm = theory.rho_m_norm(g, rho, num_workers)
+    return Course(norm, jnp.sum(g**2), problem.loss(x), jnp.sum(SMOOTHNESS * tie))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
@@ -513,6 +520,8 @@ def test_theorems_1_and_3_hold_with_a_constant_step_and_are_tight_on_a_quadratic
     left = float(course.norm.mean())
     right = float(theory.theorem_3_bound(course.loss[0, 0], SMOOTHNESS, CONSTANT, NUM_STEPS))
     assert left <= 1.02 * right
+    # Without ties the bound lacks only f at the end, 1 %, and the deviation below, 6 %.
+    assert num_workers % 2 == 0 or left > 0.93 * right
     # The proof is an equality here, once what is left of f at the end, and ties, are counted.
     gap = (course.loss[:, 0] - course.loss[:, -1]).mean() / (CONSTANT * (NUM_STEPS - 1))
     noise = CONSTANT / 2 * (jnp.sum(SMOOTHNESS) - course.ties[:, :-1].mean())
@@ -591,26 +600,28 @@ def test_the_step_sizes_are_the_papers():
     schedule = theory.inverse_sqrt_schedule(0.02)
     counts = jnp.arange(5)
     np.testing.assert_allclose(schedule(counts), 0.02 / np.sqrt(np.arange(5) + 1), rtol=1e-6)
-    assert schedule(0).dtype == np.float32
+    assert jnp.asarray(schedule(0)).dtype == np.float32
     assert theory.theorem_4_hyperparameters(1) == (1.0, 0.0)
     assert theory.theorem_4_hyperparameters(256) == (1 / 64, 1 - 1 / 16)
     traced = jax.jit(theory.theorem_4_hyperparameters)(256)
     np.testing.assert_allclose(traced, (1 / 64, 1 - 1 / 16), rtol=1e-6)
-    for bad in (0, -3, 0.5):
+    for bad in (0, -3):
         with pytest.raises(ValueError, match="num_steps"):
             theory.theorem_4_hyperparameters(bad)
 
 
 def mean_gradient_norm(num_steps, key, num_workers, dim, sigma):
     """The left side of Theorem 4 for f = ||x||^2 / 2 on each worker, one run; K may be traced."""
+    learning_rate, beta = theory.theorem_4_hyperparameters(num_steps)
     tx = signax.ssdm(
-        *theory.theorem_4_hyperparameters(num_steps),
-        key=jax.random.bits(key, dtype=jnp.uint32).astype(jnp.int32),
+        learning_rate,
+        beta,
+        key=key,
         axis_name=WORKERS,
         wire="float32",
     )
 
-    def worker(x, state, key):
+    def worker(x, state, key) -> Any:
         noise = sigma / math.sqrt(dim) * jax.random.normal(key, x.shape)
         return tx.update(x + noise, state, x)
 
@@ -636,10 +647,11 @@ def test_theorem_4_holds_for_homogeneous_workers_with_the_slope_of_its_rate():
     bound = theory.theorem_4_bound(dim / 2, sigma, 1.0, dim, steps)
     assert bool(jnp.all(left <= bound))
     # Each part goes as K^(-1/4): the way to the minimum (K^(-3/4) per step, 1/K of it in the mean),
-    # the momentum's noise (a mean over sqrt(K) steps), the distance that x moves meanwhile. What is
-    # left decays faster, as K^(-3/4), and is a few per cent of it at K = 64.
+    # the momentum's noise (a mean over sqrt(K) steps), the distance that x moves meanwhile. Only
+    # the noise of the signs decays faster, as gamma d / 2 = 2 K^(-3/4): at K = 64 a tenth of the
+    # sum, by which it can turn a line from log 64 to log 4096.
     slope = np.polyfit(np.log(steps), np.log(left), 1)[0]
-    assert slope == pytest.approx(-0.25, abs=0.02)
+    assert slope == pytest.approx(-0.25, abs=math.log(1.1) / math.log(64))
 
 
 def test_theorem_4_is_false_for_heterogeneous_workers():

@@ -252,7 +252,7 @@ def test_a_flax_model_with_batch_norm_and_dropout_trains(accumulate_steps: int):
     # every weight moved by 0.01 at each of the two steps, there and back at most
     moved = np.abs(kernel(state.params) - kernel(weights))
     assert 0.005 < moved.max() < 0.021
-    assert np.isin(np.round(moved, 3), [0.0, 0.01, 0.02]).all()
+    np.testing.assert_allclose(moved, 0.01 * np.round(moved / 0.01), atol=1e-6)
     if accumulate_steps == 1:
         # After one step the statistics are the mean over the workers of what each has seen.
         one, _ = on_mesh(loss_fn, tx, data[:1], start=weights, **kwargs)

@@ -21,6 +21,7 @@ NETWORK_LINKS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "majority_vote": signax.majority_vote,
     "average_signs": signax.average_signs,
     "average_gradients": signax.average_gradients,
+    "average_scaled_signs": signax.average_scaled_signs,
 }
 links = pytest.mark.parametrize("link", NETWORK_LINKS)
 

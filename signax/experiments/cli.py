@@ -13,6 +13,7 @@ from signax.experiments.errors import UsageError, unknown_name
 
 COMMANDS = {
     "train": ("signax.experiments.train_command", "train a network with M voting workers"),
+    "bench": ("signax.experiments.bench.bench_command", "what a step costs here, in ratios and bits"),
     "compare": ("signax.experiments.compare_command", "table of finished runs, mean over seeds"),
 }
 

@@ -16,6 +16,9 @@ from signax.experiments.errors import UsageError, unknown_name
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "dense_sgd": signax.dense_sgd,
+    "distributed_lion": signax.distributed_lion,
+    "double_squeeze": signax.double_squeeze,
+    "ef_sign_sgd": signax.ef_sign_sgd,
     "sign_sgd": signax.sign_sgd,
     "signum": signax.signum,
     "ssdm": signax.ssdm,

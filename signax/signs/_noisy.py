@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -153,7 +154,7 @@ def _draw(
 def _require(noise_scale: jax.typing.ArrayLike, noise: Noise, function: str) -> None:
     if noise not in get_args(Noise):
         raise ValueError(f"{function}: unknown noise {noise!r}; choose one of {get_args(Noise)}.")
-    if not isinstance(noise_scale, Tracer) and not noise_scale >= 0:
+    if not isinstance(noise_scale, Tracer) and not np.asarray(noise_scale) >= 0:
         raise ValueError(
             f"{function}: noise_scale must not be negative, got {noise_scale}. It is the standard"
             " deviation of the normal noise (half the width of the uniform one), in the units of"

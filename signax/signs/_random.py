@@ -69,7 +69,7 @@ def tree_words(words: jax.Array, tree: Any) -> Any:
 
 
 def random_words(words: jax.Array, size: int, offset: jax.typing.ArrayLike = 0) -> jax.Array:
-    """`size` random uint32, the words at positions offset, offset + 1, ... of the stream `words`."""
+    """`size` random uint32, those at positions offset, offset + 1, ... of the stream `words`."""
     position = jax.lax.iota(jnp.uint32, size) + _word(offset)
     x = position ^ words[0]
     x = (x ^ (x >> 17)) * jnp.uint32(0xED5AD4BB)

@@ -271,8 +271,7 @@ def _value(norm: _Norm) -> jax.Array:
 
 def _normalized(r: jax.Array) -> _Norm:
     """A float as mantissa * unit with 1 <= mantissa < 4 and a unit whose inverse is a float32."""
-    exponent = jax.lax.bitcast_convert_type(r, jnp.int32) & 0x7F800000
-    unit = jnp.clip(jax.lax.bitcast_convert_type(exponent, jnp.float32), 2.0**-126, 2.0**126)
+    unit = _sign.power_of_two(r)
     return _Norm(r / unit, unit)
 
 
@@ -288,7 +287,7 @@ def _draw(
 
 
 def sign_of_mean(words: jax.Array, x: jax.Array) -> jax.Array:
-    """Draws -1 or +1 (float32) with mean x / 2^31, by an integer test: P(w < t) = 1/2 + t / 2^32."""
+    """Draws -1 or +1 with mean x / 2^31 by an integer test, P(w < t) = 1/2 + t / 2^32; float32."""
     random = jax.lax.bitcast_convert_type(_random.random_words(words, x.size), jnp.int32)
     threshold = jnp.round(jnp.clip(x, -(2.0**31), _LARGEST_BELOW_1)).astype(jnp.int32)
     is_positive = (random < threshold) | (x >= 2.0**31)  # 2^31 itself is no int32

@@ -11,8 +11,8 @@ from jax.core import Tracer
 class SSDMHyperparameters(NamedTuple):
     """The first two arguments of `signax.ssdm`."""
 
-    learning_rate: jax.typing.ArrayLike  # gamma
-    beta: jax.typing.ArrayLike
+    learning_rate: float | jax.Array  # gamma
+    beta: float | jax.Array
 
 
 def inverse_sqrt_schedule(initial_learning_rate: jax.typing.ArrayLike) -> optax.Schedule:
@@ -43,7 +43,7 @@ def inverse_sqrt_schedule(initial_learning_rate: jax.typing.ArrayLike) -> optax.
     return schedule
 
 
-def theorem_4_hyperparameters(num_steps: jax.typing.ArrayLike) -> SSDMHyperparameters:
+def theorem_4_hyperparameters(num_steps: int | jax.Array) -> SSDMHyperparameters:
     r"""The constant step size and momentum of Theorem 4, for a run of K steps.
 
     $$ \gamma = K^{-3/4}, \qquad \beta = 1 - K^{-1/2} $$
@@ -75,5 +75,4 @@ def theorem_4_hyperparameters(num_steps: jax.typing.ArrayLike) -> SSDMHyperparam
             f" whole run and must be at least 1, got {num_steps}. Write the length of your training"
             " loop; the theorem's step size K**-0.75 is constant over the run."
         )
-    steps = num_steps if isinstance(num_steps, int | float) else jnp.asarray(num_steps)
-    return SSDMHyperparameters(steps**-0.75, 1.0 - steps**-0.5)
+    return SSDMHyperparameters(num_steps**-0.75, 1.0 - num_steps**-0.5)

@@ -22,11 +22,10 @@ import jax.numpy as jnp
 
 # XLA cuts a loop over words into one piece per thread. If the pieces are unequal the bounds check
 # lands in the innermost loop and keeps it from being vectorised (3 to 10 times slower on CPU), as
-# does the padding of a last word. So words are made in rows of 64, and what is left is packed apart.
+# does padding a last word. So words are made in rows of 64, and what is left is packed apart; below
+# 4096 coordinates the loop stays whole, and a second kernel would cost more than it saves.
 _ROW = 64  # words
-_SMALL = (
-    4096  # coordinates, below which a loop stays whole and a second kernel costs more than it saves
-)
+_SMALL = 4096  # coordinates
 
 # Rows counted in one fusion. Above, a scan adds groups of rows: nested fusions of adders would be
 # evaluated again for each of their users, which can be a thousand times slower.
@@ -50,7 +49,7 @@ def pack_bits(mask: jax.typing.ArrayLike) -> jax.Array:
       Array([9], dtype=uint8)
     """
     bits = jnp.ravel(jnp.asarray(mask)) != 0
-    return _pack(bits.astype(jnp.uint8))
+    return jnp.concatenate(_pack(bits.astype(jnp.uint8)))
 
 
 def unpack_bits(words: jax.typing.ArrayLike, size: int) -> jax.Array:
@@ -86,17 +85,19 @@ def unpack_bits(words: jax.typing.ArrayLike, size: int) -> jax.Array:
 
 
 def pack_signs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The ternary sign of `x` as two planes: + is (1, 0), - is (0, 1), 0 is (0, 0), NaN, inf (1, 1).
+    """The ternary sign as two planes: + is (1, 0), - is (0, 1), 0 is (0, 0), NaN and inf (1, 1).
 
     One pass: whatever produces `x` is fused and evaluated once per coordinate. The two bits share a
     uint16 until eight coordinates are one word, then its bytes part.
     """
-    x = jnp.ravel(x)
+    x = jnp.ravel(x).astype(jnp.promote_types(x.dtype, jnp.float32))  # else each bfloat16 op rounds
     x = x + (x - x)  # an infinity becomes a NaN, for which both comparisons are false
     code = jnp.where(x <= 0, jnp.uint16(0), jnp.uint16(1))
     code += jnp.where(x >= 0, jnp.uint16(0), jnp.uint16(256))
     words = _pack(code)
-    return words.astype(jnp.uint8), (words >> 8).astype(jnp.uint8)
+    positive = jnp.concatenate([w.astype(jnp.uint8) for w in words])
+    negative = jnp.concatenate([(w >> 8).astype(jnp.uint8) for w in words])
+    return positive, negative
 
 
 def unpack_planes(
@@ -135,7 +136,7 @@ def count_planes(rows: jax.Array) -> list[jax.Array]:
 
 
 def compare_planes(planes: Planes, threshold: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Masks (count > threshold, count == threshold) for an integer threshold, which may be traced."""
+    """Masks (count > threshold, count == threshold) for an integer, which may be traced."""
     threshold = jnp.asarray(threshold).astype(jnp.int32)
     high = threshold >> min(len(planes), 31)  # -1 if negative, positive if above every count
     greater = _mask(high < 0) | jnp.zeros_like(planes[0])
@@ -158,8 +159,8 @@ def compare_counts(a_planes: Planes, b_planes: Planes) -> tuple[jax.Array, jax.A
     return greater, less
 
 
-def _pack(codes: jax.Array) -> jax.Array:
-    """Eight codes to a word of their dtype: `sum_j codes[8 w + j] << j`."""
+def _pack(codes: jax.Array) -> list[jax.Array]:
+    """Eight codes to a word of their dtype, `sum_j codes[8 w + j] << j`, in one or two pieces."""
     size = codes.size
     whole = size - size % (8 * _ROW) if size >= _SMALL else 0
     words = []
@@ -167,7 +168,7 @@ def _pack(codes: jax.Array) -> jax.Array:
         words.append(_join(codes[:whole].reshape(-1, _ROW, 8)).reshape(-1))
     if whole < size or not size:
         words.append(_join(jnp.pad(codes[whole:], (0, -size % 8)).reshape(-1, 8)))
-    return jnp.concatenate(words)
+    return words
 
 
 def _join(codes: jax.Array) -> jax.Array:

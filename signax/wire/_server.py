@@ -133,7 +133,7 @@ def serve(
     Returns:
       The answers of all servers, uint8[M, B], equal on all workers; and what `answer` kept.
     """
-    num_workers, num_scales = slices.leaf.shape
+    num_workers = len(slices.leaf)
     bits, scales = jax.lax.optimization_barrier((bits, scales))
     header = to_bytes(jnp.where(is_voting, scales, 0.0)[slices.leaf.reshape(-1)])
     rows = [

@@ -1,7 +1,8 @@
 """The packed buffer cut into one slice for each server, and which leaves lie in which slice.
 
-    leaves   a a a a a|b|c c c c c c c        slices of S = 5 words   a a a a a | b c c c c | c c c - -
-                                              leaves in each          a         | b, c      | c
+    leaves                    a a a a a|b|c c c c c c c
+    slices of S = 5 words     a a a a a | b c c c c | c c c - -
+    leaves in each            a         | b, c      | c
 
 A server needs the scales of the leaves in its own slice and no others, and what only pads a word or
 the last slice must enter no mean. All of this is known from the leaves' sizes before anything runs.

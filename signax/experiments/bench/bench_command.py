@@ -1,0 +1,101 @@
+"""`signax bench`: flags only; what they start lies in the other files of this folder."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from signax.experiments.bench import network, processes
+from signax.experiments.bench.settings import (
+    Settings,
+    parse_bandwidth,
+    parse_parts,
+    parse_sizes,
+    quick,
+)
+from signax.experiments.errors import UsageError
+
+_DESCRIPTION = """\
+What sign methods cost here: ratios measured in turns within one run, medians with their spread.
+
+  signax bench                                       everything, on the devices at hand
+  signax bench --quick                               the smallest of everything, in seconds
+  signax bench --parts=kernels --sizes=1e8           one worker alone, large arrays
+  signax bench --processes=4                         4 local processes on the loopback
+  signax bench --processes=4 --bandwidth=100mbit     the same over a slow network (Linux, root)
+  srun -N 8 signax bench                             your cluster, under your own launcher
+
+Numbers in brackets are 10 to 90 % of the rounds. Results: WORKDIR/bench.json, WORKDIR/bench.png.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. `signax bench --help` lists the flags.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmark and returns the exit status."""
+    try:
+        settings = parse(argv)
+    except SystemExit as ended:  # --help
+        return int(ended.code or 0)
+    from signax.experiments.bench import run  # loads JAX: not for a mistake in the flags
+
+    try:
+        with processes.interruptible():
+            return run.run(settings, argv)
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse(argv: Sequence[str]) -> Settings:
+    """The flags as settings; a mistake is a `UsageError`."""
+    given: dict[str, Any] = {k: v for k, v in vars(_parser().parse_args(argv)).items() if v}
+    if "bandwidth" in given:
+        given.setdefault("processes", 4)
+        network.require_possible()
+    for name in ("parameters", "leaves", "batch", "workers", "rounds", "processes"):
+        if given.get(name, 1) < 1:
+            raise UsageError(f"--{name}={given[name]}: it must be at least 1.")
+    if given.get("processes", 2) < 2:
+        raise UsageError("--processes=1: one process has nobody to talk to; leave it out.")
+    settings = Settings()
+    settings = quick(dataclasses.replace(settings, workers=given.get("workers"))) if given.get(
+        "quick"
+    ) else settings
+    return dataclasses.replace(settings, **given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="signax bench",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add: Any = parser.add_argument
+    default = Settings()
+    add("--parts", type=parse_parts, help="of kernels,bits,steps; default: all")
+    add("--sizes", type=parse_sizes, help="coordinates of the kernels' arrays; default: 1e6,1e7")
+    add("--parameters", type=_count, help=f"of the network; default: {default.parameters:,}")
+    add("--leaves", type=_count, help="of the tree with many leaves; default: 195")
+    add("--batch", type=_count, help="examples for each worker; default: 8")
+    add("--workers", type=_count, help="devices to use; default: all accelerators, or 4 of the CPU")
+    add("--only", type=_words, help="contestants of the steps whose name holds one of these words")
+    add("--rounds", type=_count, help="at most; default: 15")
+    add("--seconds", type=float, help="after which a group begins no new round; default: 60")
+    add("--processes", type=_count, help="local processes, joined by gloo")
+    add("--bandwidth", type=parse_bandwidth, help="of each process's link: 100mbit, 1gbit")
+    add("--workdir", type=Path, help="where to write; default: runs/bench")
+    add("--quick", action="store_true", help="the smallest of everything")
+    return parser
+
+
+def _count(text: str) -> int:
+    return int(float(text))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(";"))

@@ -1,0 +1,170 @@
+"""(a) One worker alone: each kernel beside what memory allows and beside the textbook.
+
+The floor reads (and writes) the same bytes and does nothing else. Whatever is as large as the model
+is donated: a fresh array above 32 MB costs page faults, five times the work itself. The textbook's
+arrays between its steps are its own affair.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import signax
+from signax.experiments.bench import model
+from signax.experiments.bench.timing import Group
+from signax.wire import _bits
+
+_MEMORY, _TEXTBOOK, _OURS = "memory", "textbook", "signax"
+
+
+class Donating:
+    """A call that donates its first argument and keeps what comes back for the next one."""
+
+    def __init__(self, fn: Callable[..., Any], state: Any, *args: Any):
+        """Jits `fn(state, *args) -> state`."""
+        self._fn = jax.jit(fn, donate_argnums=0)
+        self._state, self._args = jax.tree.map(jnp.array, state), args
+
+    def __call__(self) -> Any:
+        self._state = self._fn(self._state, *self._args)
+        return self._state
+
+
+def groups(size: int) -> Iterator[Callable[[], Group]]:
+    """The groups for arrays of `size` coordinates, each made when its turn comes."""
+    yield lambda: _sign_and_pack(size)
+    yield lambda: _stochastic_sign_and_pack(size)
+    for num_workers in (4, 8, 16):
+        yield lambda m=num_workers: _count(size, m)
+    yield lambda: _unpack_and_apply(size)
+    for num_leaves in (8, 195):
+        yield lambda n=num_leaves: _local_step(size, n)
+
+
+def _sign_and_pack(size: int) -> Group:
+    g = _normal(size)
+    return _group(
+        "sign + pack",
+        size,
+        {
+            _MEMORY: _call(jnp.sum, g),
+            _TEXTBOOK: _call(lambda g: jnp.sign(g).astype(jnp.int8), g),
+            _OURS: _call(lambda g: signax.pack_bits(g > 0), g),
+            "signax, zeros and NaN told apart": _call(_bits.pack_signs, g),
+        },
+    )
+
+
+def _stochastic_sign_and_pack(size: int) -> Group:
+    g, key = _normal(size), jnp.array([0, 1], jnp.uint32)
+
+    def textbook(key, g):
+        p = 0.5 + 0.5 * g / jnp.linalg.norm(g)
+        return _textbook_pack(jax.random.uniform(jax.random.wrap_key_data(key), g.shape) < p)
+
+    def twice(g):  # the norm, then the signs; the barrier keeps XLA from reading once
+        first, g = jax.lax.optimization_barrier((jnp.sum(g), g))
+        return first + jnp.sum(g * first)
+
+    return _group(
+        "stochastic sign + pack",
+        size,
+        {
+            _MEMORY: _call(twice, g),
+            _TEXTBOOK: _call(textbook, key, g),
+            _OURS: _call(lambda key, g: signax.pack_bits(signax.stochastic_sign(key, g) > 0), key, g),
+        },
+    )  # fmt: skip
+
+
+def _count(size: int, num_workers: int) -> Group:
+    shape = (num_workers, -(-size // 8))
+    rows = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+
+    def textbook(rows):
+        bits = jnp.unpackbits(rows, axis=1, bitorder="little")
+        return _textbook_pack(jnp.sum(bits, 0, dtype=jnp.int32) * 2 > num_workers)
+
+    def ours(rows):
+        return _bits.compare_planes(_bits.count_planes(rows), num_workers // 2)[0]
+
+    def memory(rows):
+        return jax.lax.reduce(rows, np.uint8(0), jax.lax.bitwise_xor, (0,))
+
+    calls = {_MEMORY: memory, _TEXTBOOK: textbook, _OURS: ours}
+    calls = {name: _call(fn, rows) for name, fn in calls.items()}
+    return _group(f"majority of {num_workers}", size, calls)
+
+
+def _unpack_and_apply(size: int) -> Group:
+    params, words = _normal(size), signax.pack_bits(_normal(size) > 0)
+    signs = jnp.where(signax.unpack_bits(words, size), 1, -1).astype(jnp.int8)
+
+    def ours(params, words):
+        is_positive = signax.unpack_bits(words, size)
+        return params - jnp.where(is_positive, jnp.float32(1e-3), jnp.float32(-1e-3))
+
+    return _group(
+        "unpack + apply",
+        size,
+        {
+            _MEMORY: Donating(lambda p: p + 1, params),
+            _TEXTBOOK: Donating(lambda p, s: p - 1e-3 * s, params, signs),
+            _OURS: Donating(ours, params, words),
+        },
+    )
+
+
+def _local_step(size: int, num_leaves: int) -> Group:
+    params = jax.tree.map(jnp.asarray, model.tree(size, num_leaves))
+    gradient = jax.tree.map(jnp.asarray, model.tree(size, num_leaves, seed=1))
+    contestants = {
+        "optax.signum": optax.signum(1e-3),
+        "signax.signum": signax.signum(1e-3),
+        'signax.signum, ties="random"': signax.signum(1e-3, ties="random"),
+        "signax.ssdm": signax.ssdm(1e-3),
+    }
+    calls: dict[str, Any] = {
+        _MEMORY: Donating(_pass_over_params_and_momentum, (params, params), gradient)
+    }
+    for name, tx in contestants.items():
+        calls[name] = Donating(_stepping(tx), (params, tx.init(params)), gradient)
+    title = f"one worker's whole step, {num_leaves} leaves"
+    return Group(f"{title}, {size:,}", size, calls, _MEMORY, "optax.signum")
+
+
+def _pass_over_params_and_momentum(state: Any, gradient: Any) -> Any:
+    """Reads parameters, momentum and gradient, writes the first two."""
+    params, momentum = state
+    add = lambda x, g: jax.tree.map(jnp.add, x, g)  # noqa: E731
+    return add(params, gradient), add(momentum, gradient)
+
+
+def _stepping(tx: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
+    def step(state, gradient):
+        params, opt_state = state
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
+def _textbook_pack(mask: jax.Array) -> jax.Array:
+    return jnp.packbits(mask, bitorder="little")
+
+
+def _group(title: str, size: int, calls: dict[str, Any]) -> Group:
+    return Group(f"{title}, {size:,}", size, calls, _MEMORY, _TEXTBOOK)
+
+
+def _call(fn: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    jitted = jax.jit(fn)
+    return lambda: jitted(*args)
+
+
+def _normal(size: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(size, np.float32))
