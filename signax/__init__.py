@@ -11,8 +11,8 @@ from signax._workers import as_varying
 # 1. What does a worker say?
 from signax.signs._noisy import NoisySignState, noisy_sign, scale_by_noisy_sign
 from signax.signs._sign import ScaledSignState, scale_by_scaled_sign, scaled_sign
+from signax.signs._scales import Scale
 from signax.signs._stochastic import (
-    Scale,
     StochasticSignState,
     scale_by_stochastic_sign,
     stochastic_sign,

@@ -8,7 +8,7 @@ import optax
 from signax import _memory, _scaled, _votes
 from signax._optimizers import _steps
 from signax._workers import AxisName
-from signax.signs import _stochastic
+from signax.signs import _scales, _stochastic
 from signax.wire import _server
 
 Sign = Literal["stochastic", "deterministic"]
@@ -20,7 +20,7 @@ def ssdm(
     *,
     key: jax.typing.ArrayLike = 0,
     axis_name: AxisName | None = None,
-    scale: _stochastic.Scale | float = _stochastic.Scale(),
+    scale: _scales.Scale | float = _scales.Scale(),
     rescale: bool = False,
     sign: Sign = "stochastic",
     wire: _server.Wire = "packed",
@@ -72,8 +72,8 @@ def ssdm(
       everywhere abstains (with `rescale` it counts, as in every mean); the mean is over the others.
 
     Raises:
-      ValueError: For beta outside [0, 1), an unknown scale, sign or wire, or `rescale` with a wire
-        other than "packed" or a deterministic sign; at update, for an unbound axis or gradients
+      ValueError: For beta outside [0, 1), an unknown scale, sign or wire, or `rescale` with
+        blocks, a wire other than "packed" or a deterministic sign; at update, for an unbound axis or gradients
         already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype.
 
@@ -90,6 +90,13 @@ def ssdm(
     """
     _memory.require_decay(beta, "ssdm", "beta")
     _votes.require_choice(sign, Sign, "ssdm", "sign")
+    has_blocks = isinstance(scale, _scales.Scale) and isinstance(scale.scope, int)
+    if rescale and has_blocks:
+        raise ValueError(
+            "signax.ssdm: rescale=True sends one scale for each leaf, and"
+            f" Scale(scope={scale.scope}) has one for each block of {scale.scope} coordinates. Use"
+            ' scope="leaf", or scope="global".'
+        )
     if rescale and (sign == "deterministic" or wire != "packed"):
         raise ValueError(
             'signax.ssdm: rescale=True sends the scale R of the stochastic sign (sign="stochastic")'

@@ -1,7 +1,8 @@
 """`signax COMMAND ...`: find the command's module, import only that, run it.
 
 A command is a module with `main(argv) -> exit status`, listed in `COMMANDS`. Exit status 0 is
-success, 2 a mistake in what was asked for (one line on stderr), 130 an interrupted run.
+success, 1 a run that cannot go on, 2 a mistake in what was asked for (both one line on stderr), 130
+an interrupted run.
 """
 
 import importlib
@@ -9,11 +10,14 @@ import sys
 from collections.abc import Sequence
 
 import signax
-from signax.experiments.errors import UsageError, unknown_name
+from signax.experiments.errors import OneLineError, unknown_name
 
 COMMANDS = {
     "train": ("signax.experiments.train_command", "train a network with M voting workers"),
-    "bench": ("signax.experiments.bench.bench_command", "what a step costs here, in ratios and bits"),
+    "bench": (
+        "signax.experiments.bench.bench_command",
+        "what a step costs here, in ratios and bits",
+    ),
     "compare": ("signax.experiments.compare_command", "table of finished runs, mean over seeds"),
 }
 
@@ -23,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     try:
         return _run(name, rest)
-    except UsageError as error:
-        return _fail(str(error))
+    except OneLineError as error:
+        return _fail(str(error), error.exit_status)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "signax":
             raise  # a mistake of ours, not a missing extra
@@ -62,9 +66,9 @@ def _help() -> str:
     )
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, exit_status: int = 2) -> int:
     print(f"signax: error: {message}", file=sys.stderr)
-    return 2
+    return exit_status
 
 
 if __name__ == "__main__":

@@ -1,17 +1,26 @@
-"""Mistakes of the person at the keyboard: one clear line, never a traceback."""
+"""What ends a run with one clear line: a mistake at the keyboard, or replicas that drifted."""
 
 import difflib
 from collections.abc import Iterable
 
 
-class UsageError(Exception):
-    """What was asked for cannot be done; the message says what, why, and what to write instead.
+class OneLineError(Exception):
+    """An error that the command line prints as one line on stderr, without a traceback."""
 
-    The command line prints it as one line on stderr and ends with exit status 2.
-    """
+    exit_status = 1
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class UsageError(OneLineError):
+    """What was asked for cannot be done; the message says what, why, and what to write instead."""
+
+    exit_status = 2
+
+
+class DriftError(OneLineError):
+    """The workers' parameters are no longer the same; nothing after that step can be trusted."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import signax
+from signax import _drift
 from signax.experiments.data import load_dataset
 from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError
@@ -40,8 +41,10 @@ class Experiment(NamedTuple):
     def num_coordinates(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.first_params))
 
-    def first_state(self) -> signax.TrainState:
-        return signax.init_train_state(self.first_params, self.optimizer, self.mesh)
+    def first_state(self, num_workers: int | None = None) -> signax.TrainState:
+        """The state before the first step; of another number of workers, on one device."""
+        where = self.mesh if num_workers is None else num_workers
+        return signax.init_train_state(self.first_params, self.optimizer, where)
 
     def rows(self, first_step: int, num_steps: int) -> jax.Array:
         """Tells each worker which of its examples to take: int32 [num_steps, M, B/M]."""
@@ -111,6 +114,16 @@ def make_run_steps(experiment: Experiment) -> Any:
         return jax.lax.scan(one_step, state, rows)
 
     return run_steps
+
+
+def make_leaves_in_sync(mesh: Mesh) -> Any:
+    """Returns a jitted function that says for each leaf whether all workers hold the same bits."""
+    axes = mesh.axis_names
+    return jax.jit(
+        jax.shard_map(
+            lambda tree: _drift.leaves_in_sync(tree, axes), mesh=mesh, in_specs=P(), out_specs=P()
+        )
+    )
 
 
 def make_accuracy(model: Model) -> Any:

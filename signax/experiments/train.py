@@ -3,17 +3,20 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from tqdm import tqdm
 
+import signax
 from signax.experiments.checkpoint import Checkpoints
 from signax.experiments.default_config import Config
+from signax.experiments.errors import DriftError
 from signax.experiments.experiment import (
     Experiment,
     make_accuracy,
     make_experiment,
+    make_leaves_in_sync,
     make_run_steps,
 )
 from signax.experiments.interrupt import interruptible
@@ -49,6 +52,8 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    change_num_workers: Literal["mean", "zero"] | None = None,
+    check_sync_every: int = 100,
     on_metrics: Callable[[int, Row], None] | None = None,
 ) -> Result:
     """Trains what `config` describes; `workdir` gets metrics, curves, result and checkpoint.
@@ -60,6 +65,10 @@ def train(
       workdir: the run's directory.
       resume: continue the run that lies there, bit for bit as if it had not stopped.
       overwrite: throw away the run that lies there.
+      change_num_workers: how to continue a run of another number of workers (as
+        `signax.change_num_workers`); None refuses to.
+      check_sync_every: every so many steps, at the next row of metrics, compare the workers'
+        parameters bit for bit; 0 is never.
       on_metrics: called as `on_metrics(step, row)` with each row of `metrics.jsonl`:
         `lambda step, row: wandb.log(row, step)`.
 
@@ -68,18 +77,34 @@ def train(
 
     Raises:
       UsageError: what the config asks for cannot be done.
+      DriftError: the workers' parameters are no longer the same.
     """
     experiment = make_experiment(config)
     folder = Workdir(
-        workdir, config.to_dict(), experiment.num_workers, resume=resume, overwrite=overwrite
+        workdir,
+        config.to_dict(),
+        experiment.num_workers,
+        resume=resume,
+        overwrite=overwrite,
+        may_change_workers=change_num_workers is not None,
     )
     checkpoints = Checkpoints(workdir)
     try:
-        run = _Run(experiment, folder, checkpoints, on_metrics)
+        state = _first_or_saved_state(experiment, folder, checkpoints, change_num_workers)
+        run = _Run(experiment, folder, checkpoints, state, check_sync_every, on_metrics)
         run.go_on()
         return run.finish()
     finally:
         checkpoints.close()
+
+
+def _first_or_saved_state(
+    experiment: Experiment, folder: Workdir, checkpoints: Checkpoints, how: Any
+) -> signax.TrainState:
+    if folder.saved_num_workers == experiment.num_workers:
+        return checkpoints.restore(experiment.first_state())
+    saved = checkpoints.restore(experiment.first_state(folder.saved_num_workers))
+    return signax.change_num_workers(saved, experiment.optimizer, experiment.mesh, how)
 
 
 class _Run:
@@ -90,17 +115,20 @@ class _Run:
         experiment: Experiment,
         folder: Workdir,
         checkpoints: Checkpoints,
+        state: signax.TrainState,
+        check_sync_every: int,
         on_metrics: Callable[[int, Row], None] | None,
     ):
         self.experiment, self.config = experiment, experiment.config
         self.folder, self.checkpoints, self.on_metrics = folder, checkpoints, on_metrics
-        self.state = checkpoints.restore(experiment.first_state())
+        self.state, self.check_sync_every = state, check_sync_every
         self.step = checkpoints.latest_step
         self.rows = folder.rewind(self.step)
         self.start = time.perf_counter() - (self.rows[-1]["seconds"] if self.rows else 0.0)
         self.bits_per_coordinate = experiment.bits_per_coordinate(self.state)
         self.run_steps = make_run_steps(experiment)
         self.accuracy = make_accuracy(experiment.model)
+        self.leaves_in_sync = make_leaves_in_sync(experiment.mesh)
 
     def go_on(self) -> None:
         """Trains to the last step, or until somebody asks to stop."""
@@ -112,12 +140,28 @@ class _Run:
                 row = self._advance()
                 bar.update(self.step - before)
                 bar.set_postfix_str(f"loss {row['loss']:.3f}, test {row['test_accuracy']:.2%}")
-                if (
-                    before // self.config.checkpoint_every
-                    < self.step // self.config.checkpoint_every
-                ):
-                    self.checkpoints.save(self.step, self.state)
-            self.checkpoints.save(self.step, self.state)
+                if _has_passed(self.check_sync_every, before, self.step):
+                    self._check_sync()
+                if _has_passed(self.config.checkpoint_every, before, self.step):
+                    self._save()
+            self._save()
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.step, self.state)
+        self.folder.describe_run()
+
+    def _check_sync(self) -> None:
+        """Stops the run, before the next checkpoint, if a worker's parameters have drifted."""
+        in_sync = jax.device_get(self.leaves_in_sync(self.state.params))
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(self.state.params)]
+        drifted = [jax.tree_util.keystr(p) for p, ok in zip(paths, in_sync, strict=True) if not ok]
+        if drifted:
+            raise DriftError(
+                f"at step {self.step:,} the workers no longer hold the same parameters: "
+                f"{', '.join(drifted)}. The last checkpoint, of step "
+                f"{self.checkpoints.latest_step:,}, is from before: look for a faulty device, then "
+                "go on from it with --resume."
+            )
 
     def _advance(self) -> Row:
         """Makes the steps up to the next evaluation, as one jitted scan."""
@@ -177,3 +221,8 @@ class _Run:
             dense_bits_per_coordinate=DENSE_BITS * (num_workers - 1) / num_workers,
             megabytes_sent=self._megabytes(self.bits_per_coordinate),
         )
+
+
+def _has_passed(every: int, before: int, step: int) -> bool:
+    """Whether a multiple of `every` lies in (before, step]; never for 0."""
+    return every > 0 and before // every < step // every

@@ -1,7 +1,7 @@
 """`signax train`: flags only; what they start is `signax.experiments.train`.
 
-Exit status: 0 finished, 2 a mistake in what was asked for, 130 stopped by SIGINT or SIGTERM (with a
-checkpoint).
+Exit status: 0 finished, 1 the workers' parameters drifted apart, 2 a mistake in what was asked for,
+130 stopped by SIGINT or SIGTERM (with a checkpoint).
 """
 
 import shlex
@@ -30,6 +30,12 @@ Train a network with M workers that vote on every step.
   --workdir=DIR      where to write; default: runs/NAME, named after the config and what was changed
   --resume           continue the run that lies there, bit for bit
   --overwrite        throw away the run that lies there
+  --change_num_workers=mean|zero
+                     with --resume and another number of workers: each starts with the mean of
+                     the old workers' memories, or with none
+  --check_sync_every=N
+                     every N steps (default 100; 0: never) compare the workers' parameters bit for
+                     bit, and stop if they differ
   --seeds=0,1,2      one run for each seed, and a table of mean and spread
 
 Fields of the default config:
@@ -44,16 +50,21 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell stories at INFO and WARNING
     flag_values = _define_flags()
     chosen = parse_flags(flag_values, argv)
-    flag: Any = {name: flag_values[name].value for name in ("workdir", *_SWITCHES, "seeds")}
+    flag: Any = {
+        name: flag_values[name].value for name in ("workdir", *_SWITCHES, "seeds", *_OTHERS)
+    }
     if flag["resume"] and flag["overwrite"]:
         raise UsageError("--resume continues a run and --overwrite throws it away: choose one.")
+    if flag["change_num_workers"] and not flag["resume"]:
+        raise UsageError("--change_num_workers changes a run that goes on: add --resume.")
     folder = Path(flag["workdir"] or Path("runs") / chosen.name)
     runs = _one_per_seed(chosen.config, folder, flag["seeds"])
     results = []
     for config, path in runs:
         # Of several seeds, the first may be finished and the last not begun.
         resume = flag["resume"] and (len(runs) == 1 or (path / "run.json").exists())
-        result = train(config, path, resume=resume, overwrite=flag["overwrite"])
+        others = {name: flag[name] for name in _OTHERS}
+        result = train(config, path, resume=resume, overwrite=flag["overwrite"], **others)
         if not result.is_finished:
             return _interrupted(result.step, config.num_steps, path, argv)
         print(f"\n{report(result)}\nwritten to           {path}{_FILES}", flush=True)
@@ -64,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 _SWITCHES = ("resume", "overwrite")
+_OTHERS = ("change_num_workers", "check_sync_every")
 _FILES = "/{curves.png, metrics.jsonl, result.json, checkpoints}"
 
 
@@ -72,6 +84,8 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "where to write", flag_values=flag_values)
     for name in _SWITCHES:
         flags.DEFINE_bool(name, False, name, flag_values=flag_values)
+    flags.DEFINE_enum("change_num_workers", None, ["mean", "zero"], "how", flag_values=flag_values)
+    flags.DEFINE_integer("check_sync_every", 100, "steps", lower_bound=0, flag_values=flag_values)
     flags.DEFINE_list("seeds", [], "one run for each seed", flag_values=flag_values)
     return flag_values
 

@@ -30,6 +30,7 @@ class Workdir:
         *,
         resume: bool,
         overwrite: bool,
+        may_change_workers: bool = False,
     ):
         """Makes or opens the directory.
 
@@ -39,8 +40,11 @@ class Workdir:
           num_workers: M, as found: the config may leave it open.
           resume: whether to continue the run that lies here.
           overwrite: whether to throw away the run that lies here.
+          may_change_workers: whether the resumed run may have had another number of workers.
         """
         self.path = path
+        self.saved_num_workers = num_workers
+        self._may_change_workers = may_change_workers
         run = {"num_workers": num_workers, "config": config}
         try:
             self._open(json.loads(json.dumps(run)), resume, overwrite)
@@ -59,12 +63,21 @@ class Workdir:
                 "again, --workdir=DIR starts a new one elsewhere."
             )
         if resume:
-            _check_same_run(json.loads(described.read_text()), run)
+            saved = json.loads(described.read_text())
+            if self._may_change_workers:
+                self.saved_num_workers = saved["num_workers"]
+            _check_same_run(saved, run, self._may_change_workers)
         if overwrite:
             self._remove_run()
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json("run.json", run)
         self._metrics.touch()
+        self._run = run
+        if self.saved_num_workers == run["num_workers"]:
+            self.describe_run()
+
+    def describe_run(self) -> None:
+        """Writes `run.json`; with another number of workers, not before their first checkpoint."""
+        self.write_json("run.json", self._run)
 
     def _remove_run(self) -> None:
         """Removes what a run writes, and nothing else that may lie here."""
@@ -94,15 +107,19 @@ class Workdir:
         (self.path / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _check_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if saved["num_workers"] != wanted["num_workers"]:
+def _check_same_run(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], may_change_workers: bool
+) -> None:
+    if saved["num_workers"] != wanted["num_workers"] and not may_change_workers:
         raise UsageError(
             f"the checkpoint holds the memory of {saved['num_workers']} workers and this run has "
-            f"{wanted['num_workers']}: pass --config.num_workers={saved['num_workers']}."
+            f"{wanted['num_workers']}: pass --config.num_workers={saved['num_workers']}, or "
+            "--change_num_workers=mean to go on with the mean of their memories."
         )
+    free = (*_FREE_FIELDS, "num_workers") if may_change_workers else _FREE_FIELDS
     old, new = _flat(saved["config"]), _flat(wanted["config"])
     for name in {**old, **new}:
-        if old.get(name) != new.get(name) and name not in _FREE_FIELDS:
+        if old.get(name) != new.get(name) and name not in free:
             raise UsageError(
                 f"the run to resume has config.{name}={old.get(name)!r} and this one "
                 f"{new.get(name)!r}: pass --config.{name}={old.get(name)}, or another --workdir."

@@ -6,7 +6,7 @@ $$ P\left[(\widetilde{\operatorname{sign}}\, g)_i = \pm 1\right]
    E[R \cdot \widetilde{\operatorname{sign}}\, g] = g. $$
 
 The paper's scale R is the l2 norm of a worker's whole gradient. Any R >= max |g_i| keeps the law; a
-smaller R carries more signal per bit (`Scale`).
+smaller R carries more signal per bit (`Scale`, in `_scales.py`).
 
 Integers are compared, not floats: a random int32 w is below round(g_i / R * 2^31) with the wanted
 probability to within 2^-32, where `uniform() < p` in float32 draws no signal at all at g_i/R =
@@ -16,9 +16,7 @@ Source: Safaryan and Richtarik, "Stochastic Sign Descent Methods: New Algorithms
 ICML 2021, arXiv:1905.12938, Definition 3.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,70 +24,18 @@ import optax
 from jax.core import Tracer
 
 from signax import _workers
-from signax.signs import _random, _sign
-
-Norm = Literal["l2", "linf"]
-Scope = Literal["global", "leaf"]
+from signax.signs import _random, _scales, _sign
 
 _TAG = 0x53544F43  # this link's place in the address of a random word
 _LARGEST_BELOW_1 = 2.0**31 - 128  # the float32 before 2^31
 
 
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """R of the stochastic sign: by which norm, over what, and whether the workers share it.
-
-    The signal that one bit carries about a coordinate is g_i / R, so a smaller R teaches more:
-
-    | norm, scope    | R                                  | typical g_i / R in d dimensions |
-    | -------------- | ---------------------------------- | ------------------------------- |
-    | l2, global     | the paper's: l2 norm of all leaves | 1 / sqrt(d)                     |
-    | l2, leaf       | l2 norm of each leaf               | 1 / sqrt(leaf size)             |
-    | linf, global   | largest coordinate of all leaves   | 0.1 to 0.3                      |
-    | linf, leaf     | largest coordinate of each leaf    | 0.1 to 0.3 in every leaf        |
-
-    With `shared=False` each worker uses the norm of its own gradient, as in the paper: the sum of
-    signs then ignores how large the workers' gradients are, and with heterogeneous workers it is
-    not an estimate of their mean. With `shared=True` R is the largest of the workers' norms (one
-    `pmax` of 32 bits per scale and step), and (R/M) times the sum of signs is an unbiased estimate
-    of the mean gradient, however different the workers are.
-
-    Attributes:
-      norm: "l2" or "linf".
-      scope: "global", one R for the whole tree, or "leaf", one for each leaf.
-      shared: Whether all workers use the largest of their norms.
-
-    Raises:
-      ValueError: For an unknown norm or scope.
-
-    Example:
-      >>> signax.Scale("linf", "leaf", shared=True)
-      Scale(norm='linf', scope='leaf', shared=True)
-    """
-
-    norm: Norm = "l2"
-    scope: Scope = "global"
-    shared: bool = False
-
-    def __post_init__(self):
-        for name, choices in (("norm", get_args(Norm)), ("scope", get_args(Scope))):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"Scale: unknown {name} {value!r}; choose one of {choices}.")
-
-
-class _Norm(NamedTuple):
-    """A norm as mantissa * unit, the unit a power of two: 1e-30 and 3e38 keep all their bits."""
-
-    mantissa: jax.Array  # float32[]
-    unit: jax.Array  # float32[]
-
-
 class StochasticSignState(NamedTuple):
-    """State of `scale_by_stochastic_sign`: equal on all workers."""
+    """State of `scale_by_stochastic_sign`: equal on all workers but for their own maxima."""
 
     count: jax.Array  # int32[], the step
     key: jax.Array  # uint32[2]
+    largest: Any = None  # float32[number of scales]: the running maxima; None if none are kept
 
 
 def stochastic_sign(
@@ -123,7 +69,11 @@ def stochastic_sign(
     """
     g = jnp.asarray(g)
     _sign.require_real(g, "stochastic_sign")
-    norm = _norm([g], "l2") if scale is None else _normalized(jnp.asarray(scale, jnp.float32))
+    norm = (
+        _scales.norm_of([g], "l2")
+        if scale is None
+        else _scales.normalized(jnp.asarray(scale, jnp.float32))
+    )
     is_finite = jnp.isfinite(norm.mantissa)
     if scale is not None:
         is_finite &= _sign.all_finite(g)
@@ -134,7 +84,7 @@ def scale_by_stochastic_sign(
     key: jax.typing.ArrayLike,
     *,
     axis_name: _workers.AxisName | None,
-    scale: Scale | float = Scale(),
+    scale: _scales.Scale | float = _scales.Scale(),
     rescale: bool = False,
 ) -> optax.GradientTransformation:
     r"""Replaces each worker's gradient by its stochastic sign: one bit per coordinate to send.
@@ -175,12 +125,14 @@ def scale_by_stochastic_sign(
 
       Jin et al., Stochastic-Sign SGD for Federated Learning, 2020, arXiv:2002.10940.
     """
-    if not isinstance(scale, Scale) and not isinstance(scale, Tracer) and not scale > 0:
+    if not isinstance(scale, _scales.Scale) and not isinstance(scale, Tracer) and not scale > 0:
         raise ValueError(f"scale_by_stochastic_sign: scale must be positive, got {scale}.")
 
     def init(params):
-        del params
-        return StochasticSignState(jnp.zeros((), jnp.int32), _random.key_words(key))
+        largest = None
+        if isinstance(scale, _scales.Scale) and scale.running:
+            largest = jnp.zeros(_scales.num_scales(jax.tree.leaves(params), scale), jnp.float32)
+        return StochasticSignState(jnp.zeros((), jnp.int32), _random.key_words(key), largest)
 
     def update(updates, state, params=None):
         del params
@@ -191,8 +143,8 @@ def scale_by_stochastic_sign(
             return updates, state._replace(count=state.count + 1)
         paths = [jax.tree_util.keystr(path) for path, _ in paths_and_leaves]
         leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
-        norms, is_finite = _scales(leaves, scale, axis_name)
-        is_zero = jnp.all(jnp.array([norm.mantissa == 0 for norm in norms]))
+        norms, is_finite, largest = _scales.find(leaves, scale, state.largest, axis_name)
+        is_zero = jnp.all(jnp.array([jnp.all(norm.mantissa == 0) for norm in norms]))
         words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
         leaf_words = _random.leaf_words(words, paths)
         signs = [
@@ -200,83 +152,21 @@ def scale_by_stochastic_sign(
             for i, leaf in enumerate(leaves)
         ]
         if rescale:
-            signs = [s * _value(norm).astype(s.dtype) for s, norm in zip(signs, norms, strict=True)]
+            signs = [_times(s, _scales.value(norm)) for s, norm in zip(signs, norms, strict=True)]
         # The count is only an address: it may wrap after 2^32 steps.
-        return treedef.unflatten(signs), state._replace(count=state.count + 1)
+        state = state._replace(count=state.count + 1, largest=largest)
+        return treedef.unflatten(signs), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _scales(
-    leaves: Sequence[jax.Array], scale: Scale | float, axis_name: _workers.AxisName | None
-) -> tuple[list[_Norm], jax.Array]:
-    """R for each leaf, and whether this worker's gradient is finite."""
-    if not isinstance(scale, Scale):
-        return [_normalized(jnp.asarray(scale, jnp.float32))] * len(leaves), _sign.all_finite(
-            leaves
-        )
-    groups = [leaves] if scale.scope == "global" else [[leaf] for leaf in leaves]
-    norms = [_norm(group, scale.norm) for group in groups]
-    if scale.norm == "l2":
-        is_finite = jnp.all(jnp.isfinite(jnp.array([norm.mantissa for norm in norms])))
-    else:
-        is_finite = _sign.all_finite(leaves)  # XLA's maximum loses a NaN in a long array
-    if scale.shared and axis_name is not None:
-        norms = _shared(norms, is_finite, axis_name)
-    return norms * (len(leaves) if scale.scope == "global" else 1), is_finite
-
-
-def _shared(
-    norms: Sequence[_Norm], is_finite: jax.Array, axis_name: _workers.AxisName
-) -> list[_Norm]:
-    """The largest norm of all workers whose gradient is finite: one pmax for all scales."""
-    own = jnp.where(is_finite, jnp.array([_value(norm) for norm in norms]), 0.0)
-    return [_normalized(r) for r in jax.lax.pmax(own, axis_name)]
-
-
-def _norm(leaves: Sequence[jax.Array], norm: Norm) -> _Norm:
-    if norm == "linf":
-        return _normalized(_largest(leaves))
-    squares = _sum_of_squares(leaves, 1.0)
-    # Within this range no square that matters has left the range of float32.
-    is_safe = (squares > 1e-24) & (squares < 1e36)
-    return jax.lax.cond(
-        is_safe,
-        lambda leaves: _Norm(jnp.sqrt(squares), jnp.ones_like(squares)),
-        _scaled_l2_norm,
-        leaves,
-    )
-
-
-def _scaled_l2_norm(leaves: Sequence[jax.Array]) -> _Norm:
-    unit = _normalized(_largest(leaves)).unit
-    return _Norm(jnp.sqrt(_sum_of_squares(leaves, 1.0 / unit)), unit)
-
-
-def _sum_of_squares(leaves: Sequence[jax.Array], factor: jax.typing.ArrayLike) -> jax.Array:
-    return sum(
-        (jnp.sum((leaf.astype(jnp.float32) * factor) ** 2) for leaf in leaves),
-        start=jnp.zeros((), jnp.float32),
-    )
-
-
-def _largest(leaves: Sequence[jax.Array]) -> jax.Array:
-    largest = [jnp.max(jnp.abs(leaf.astype(jnp.float32)), initial=0.0) for leaf in leaves]
-    return jnp.max(jnp.array(largest))
-
-
-def _value(norm: _Norm) -> jax.Array:
-    return jnp.minimum(norm.mantissa * norm.unit, jnp.finfo(jnp.float32).max)
-
-
-def _normalized(r: jax.Array) -> _Norm:
-    """A float as mantissa * unit with 1 <= mantissa < 4 and a unit whose inverse is a float32."""
-    unit = _sign.power_of_two(r)
-    return _Norm(r / unit, unit)
+def _times(sign: jax.Array, scale: jax.Array) -> jax.Array:
+    scale = scale.reshape(sign.shape) if scale.ndim else scale  # one for each coordinate, or one
+    return sign * scale.astype(sign.dtype)
 
 
 def _draw(
-    words: jax.Array, g: jax.Array, norm: _Norm, is_finite: jax.Array, has_scale: jax.Array
+    words: jax.Array, g: jax.Array, norm: _scales.Norms, is_finite: jax.Array, has_scale: jax.Array
 ) -> jax.Array:
     """One sign per coordinate, whose mean is g / R."""
     mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)  # a leaf of zeros: fair coins

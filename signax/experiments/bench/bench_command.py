@@ -62,9 +62,11 @@ def parse(argv: Sequence[str]) -> Settings:
     if given.get("processes", 2) < 2:
         raise UsageError("--processes=1: one process has nobody to talk to; leave it out.")
     settings = Settings()
-    settings = quick(dataclasses.replace(settings, workers=given.get("workers"))) if given.get(
-        "quick"
-    ) else settings
+    settings = (
+        quick(dataclasses.replace(settings, workers=given.get("workers")))
+        if given.get("quick")
+        else settings
+    )
     return dataclasses.replace(settings, **given)
 
 

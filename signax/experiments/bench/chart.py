@@ -39,7 +39,7 @@ def _draw_group(ax: Any, result: dict[str, Any]) -> None:
     ]
     colors = [_color(row["name"], result) for row in rows]
     ax.barh(range(len(rows)), values, xerr=errors, color=colors, height=0.7, error_kw={"lw": 0.8})
-    _label(ax, [_beside(row, result) for row in rows], values, [factor * x for x in high])
+    _label(ax, [_beside(row, result) for row in rows], [factor * x for x in high])
     unit = "ns per coordinate" if is_local else "milliseconds"
     _finish(ax, [row["name"] for row in rows], f"{result['title']} [{unit}]")
 
@@ -48,7 +48,7 @@ def _draw_bits(ax: Any, rows: Sequence[dict[str, Any]], num_workers: int) -> Non
     values = [row["bits_per_coordinate"] for row in rows]
     colors = [_TEXTBOOK if row["wire"] == "all-reduce" else _OURS for row in rows]
     ax.barh(range(len(rows)), values, color=colors, height=0.7)
-    _label(ax, [f"{value:.3g}" for value in values], values, values)
+    _label(ax, [f"{value:.3g}" for value in values], values)
     names = [f"{row['algorithm']}, {row['wire']}" for row in rows]
     _finish(ax, names, f"bits per coordinate, worker and step, {num_workers} workers (from HLO)")
 
@@ -65,12 +65,11 @@ def _beside(row: dict[str, Any], result: dict[str, Any]) -> str:
     if row["name"] != result["floor"] and "over_floor" in row:
         parts.append(f"{row['over_floor'][0]:.2f} x {result['floor']}")
     if row["name"] not in (result["textbook"], result["floor"]) and "faster_than_textbook" in row:
-        parts.append(f"{row['faster_than_textbook'][0]:.1f} x faster than {result['textbook']}")
+        parts.append(f"{row['faster_than_textbook'][0]:.1f} x as fast as {result['textbook']}")
     return ", ".join(parts)
 
 
-def _label(ax: Any, texts: list[str], values: list[float], ends: list[float]) -> None:
-    del values
+def _label(ax: Any, texts: list[str], ends: list[float]) -> None:
     for i, (text, end) in enumerate(zip(texts, ends, strict=True)):
         ax.annotate(
             text, (end, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
@@ -81,7 +80,7 @@ def _finish(ax: Any, names: list[str], title: str) -> None:
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
     ax.set_title(title, loc="left", fontsize=9)
-    ax.margins(x=0.35)
+    ax.margins(x=0.45)
     ax.set_xlim(left=0)
     ax.tick_params(axis="x", labelsize=8)
     ax.grid(axis="x", alpha=0.3)

@@ -34,15 +34,20 @@ class Donating:
         return self._state
 
 
-def groups(size: int) -> Iterator[Callable[[], Group]]:
-    """The groups for arrays of `size` coordinates, each made when its turn comes."""
+def groups(size: int, num_leaves: int) -> Iterator[Callable[[], Group]]:
+    """The groups for arrays of `size` coordinates, each made when its turn comes.
+
+    Args:
+      size: How many coordinates.
+      num_leaves: Of a tree with many leaves, for the step of one worker.
+    """
     yield lambda: _sign_and_pack(size)
     yield lambda: _stochastic_sign_and_pack(size)
     for num_workers in (4, 8, 16):
         yield lambda m=num_workers: _count(size, m)
     yield lambda: _unpack_and_apply(size)
-    for num_leaves in (8, 195):
-        yield lambda n=num_leaves: _local_step(size, n)
+    for n in (8, num_leaves):
+        yield lambda n=n: _local_step(size, n)
 
 
 def _sign_and_pack(size: int) -> Group:

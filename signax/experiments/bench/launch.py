@@ -26,7 +26,7 @@ def is_one_of_several() -> bool:
 
 def join() -> None:
     """Joins the other processes; before JAX is first used."""
-    if not jax.config.read("jax_cpu_collectives_implementation"):
+    if not jax.config.jax_cpu_collectives_implementation:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if NUM_PROCESSES in os.environ:
         jax.distributed.initialize(

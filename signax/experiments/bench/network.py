@@ -94,9 +94,7 @@ def _connect(bridge: int, place: int, port: str, address: str, bandwidth: int) -
     shape = ["tbf", "rate", f"{bandwidth}bit", "burst", str(burst), *_QUEUE]
     shape = " ".join(shape)
     _run(f"ip link add {port} netns {bridge} type veth peer name eth0 netns {place}")
-    _inside(
-        bridge, f"ip link set {port} master bridge up", f"tc qdisc add dev {port} root {shape}"
-    )
+    _inside(bridge, f"ip link set {port} master bridge up", f"tc qdisc add dev {port} root {shape}")
     _inside(
         place,
         "ip link set lo up",

@@ -78,7 +78,8 @@ def _measure(settings: Settings, parts: Sequence[str]) -> int:
 
 def _groups(part: str, settings: Settings) -> Iterable[Callable[[], Group]]:
     if part == "kernels":
-        return (make for size in settings.sizes for make in kernels.groups(size))
+        sizes, num_leaves = settings.sizes, settings.leaves
+        return (make for size in sizes for make in kernels.groups(size, num_leaves))
     return steps.groups(settings, _mesh(settings.workers))
 
 

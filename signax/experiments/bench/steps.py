@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import signax
@@ -46,8 +47,6 @@ def groups(settings: Settings, mesh: Mesh) -> Iterator[Callable[[], Group]]:
     """Whole steps, exchanges of the same network, exchanges of a tree of many leaves."""
     params = model.network(settings.parameters)
     yield lambda: whole_steps(settings, mesh, params)
-    eight = {"majority": _FLOAT32, "leaves": len(params)}
-    del eight
     yield lambda: exchanges(settings, mesh, params)
     yield lambda: exchanges(settings, mesh, model.tree(settings.parameters, settings.leaves))
 
@@ -59,19 +58,20 @@ def whole_steps(settings: Settings, mesh: Mesh, params: dict[str, np.ndarray]) -
     batch = tuple(_spread(x, mesh) for x in rows)
     calls: dict[str, Call] = {_NONE: _LocalStep(mesh, params, batch)}
     notes = {}
-    for name, link in _chosen({**links()}, settings.only).items():
+    for name, link in _chosen(links(), settings.only).items():
         tx = optax.chain(link, optax.scale_by_learning_rate(_LEARNING_RATE))
         calls[name] = step = _TrainStep(tx, mesh, params, batch)
         notes[name] = _notes(step.compiled, size)
-    return Group(f"whole step, {_title(size, len(params), mesh)}", size, calls, _NONE, _FLOAT32, notes)
+    return Group(
+        f"whole step, {_title(size, len(params), mesh)}", size, calls, _NONE, _FLOAT32, notes
+    )
 
 
 def exchanges(settings: Settings, mesh: Mesh, tree: dict[str, np.ndarray]) -> Group:
     """From every worker's own gradient to the update that all of them share."""
     size = model.size_of(tree)
     flat = {"float32 pmean of one flat array": _stateless(_flat_mean)}
-    leafwise = {"float32 pmean": links()[_FLOAT32]}
-    every = {**leafwise, **flat, **links()}
+    every = {_FLOAT32: links()[_FLOAT32], **flat, **links()}
     calls, notes = {}, {}
     gradients = jax.tree.map(lambda x: _spread(_on_every_worker(x, mesh), mesh), tree)
     for name, link in _chosen(every, settings.only).items():
@@ -196,5 +196,5 @@ def _int8_majority(updates: Any) -> Any:
 
 
 def _flat_mean(updates: Any) -> Any:
-    flat, unravel = jax.flatten_util.ravel_pytree(updates)
+    flat, unravel = ravel_pytree(updates)
     return unravel(jax.lax.pmean(flat, AXIS_NAME))

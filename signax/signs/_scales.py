@@ -1,0 +1,200 @@
+r"""How large is R, the scale of a stochastic sign: by which norm, over what, shared with whom.
+
+A norm is kept as mantissa times a power of two, and taken in float32 after dividing by it, so that
+gradients of 1e-30 and of 3e38 give the law of 1.
+
+Sources: Safaryan and Richtarik, "Stochastic Sign Descent Methods", ICML 2021, arXiv:1905.12938,
+Definition 3 (l2, global); Yu et al., "StoSignSGD", 2026, arXiv:2604.15416 (the running maximum).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from signax import _workers
+from signax.signs import _sign
+
+Norm = Literal["l2", "linf"]
+Scope = Literal["global", "leaf"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """R of the stochastic sign: by which norm, over what, and whether the workers share it.
+
+    The signal that one bit carries about a coordinate is g_i / R, so a smaller R teaches more:
+
+    | norm, scope    | R                                  | typical g_i / R in d dimensions |
+    | -------------- | ---------------------------------- | ------------------------------- |
+    | l2, global     | the paper's: l2 norm of all leaves | 1 / sqrt(d)                     |
+    | l2, leaf       | l2 norm of each leaf               | 1 / sqrt(leaf size)             |
+    | linf, global   | largest coordinate of all leaves   | 0.1 to 0.3                      |
+    | linf, leaf     | largest coordinate of each leaf    | 0.1 to 0.3 in every leaf        |
+    | linf, 256      | largest of each 256 coordinates    | 0.3 in every block              |
+
+    With `shared=False` each worker uses the norm of its own gradient, as in the paper: the sum of
+    signs then ignores how large the workers' gradients are, and with heterogeneous workers it is
+    not an estimate of their mean. With `shared=True` R is the largest of the workers' norms (one
+    `pmax` of 32 bits per scale and step), and (R/M) times the sum of signs is an unbiased estimate
+    of the mean gradient, however different the workers are.
+
+    Attributes:
+      norm: "l2" or "linf".
+      scope: "global", one R for the whole tree; "leaf", one for each leaf; or a number N, one for
+        each block of N coordinates of a leaf, in C order (the last block may be shorter).
+      shared: Whether all workers use the largest of their norms.
+      running: Whether R is the largest norm so far (StoSignSGD, Yu et al. 2026, arXiv:2604.15416):
+        it never falls, so the step size follows the gradient down. The maximum is the worker's own,
+        or with `shared` the largest of all workers.
+
+    Raises:
+      ValueError: For an unknown norm or scope, or blocks of less than one coordinate.
+
+    Example:
+      >>> signax.Scale("linf", "leaf", shared=True)
+      Scale(norm='linf', scope='leaf', shared=True, running=False)
+    """
+
+    norm: Norm = "l2"
+    scope: Scope | int = "global"
+    shared: bool = False
+    running: bool = False
+
+    def __post_init__(self):
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"Scale: unknown norm {self.norm!r}; choose one of {get_args(Norm)}.")
+        is_block = isinstance(self.scope, int) and not isinstance(self.scope, bool)
+        if self.scope not in get_args(Scope) and not (is_block and self.scope >= 1):
+            raise ValueError(
+                f"Scale: unknown scope {self.scope!r}; choose one of {get_args(Scope)}, or a number"
+                " of coordinates that share one R."
+            )
+
+
+class Norms(NamedTuple):
+    """A norm, or one for each coordinate, as mantissa * unit, the unit a power of two: 1e-30 and 3e38 keep all their bits."""
+
+    mantissa: jax.Array  # float32[] or float32[d]
+    unit: jax.Array  # float32[] or float32[d]
+
+
+class Scales(NamedTuple):
+    """R for each leaf of one worker's gradient."""
+
+    norms: list[Norms]
+    is_finite: jax.Array  # bool[]: whether the gradient is
+    largest: jax.Array | None  # float32[number of scales]: the largest so far, if it is kept
+
+
+def find(
+    leaves: Sequence[jax.Array],
+    scale: Scale | float,
+    largest: jax.Array | None,
+    axis_name: _workers.AxisName | None,
+) -> Scales:
+    """R for each leaf, and whether this worker's gradient is finite."""
+    if not isinstance(scale, Scale):
+        fixed = normalized(jnp.asarray(scale, jnp.float32))
+        return Scales([fixed] * len(leaves), _sign.all_finite(leaves), None)
+    groups = [leaves] if scale.scope == "global" else [[leaf] for leaf in leaves]
+    if isinstance(scale.scope, int):
+        norms = [_block_norms(leaf, scale.norm, scale.scope) for leaf in leaves]
+    else:
+        norms = [norm_of(group, scale.norm) for group in groups]
+    if scale.norm == "l2":
+        is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(norm.mantissa)) for norm in norms]))
+    else:
+        is_finite = _sign.all_finite(leaves)  # XLA's maximum loses a NaN in a long array
+    if scale.running or (scale.shared and axis_name is not None):
+        shared_by = axis_name if scale.shared else None
+        norms, found = _largest_norms(norms, is_finite, largest, shared_by)
+        largest = found if scale.running else None
+    if scale.scope == "global":
+        norms = norms * len(leaves)
+    elif isinstance(scale.scope, int):
+        norms = [
+            _of_coordinates(n, scale.scope, g.size) for n, g in zip(norms, leaves, strict=True)
+        ]
+    return Scales(norms, is_finite, largest)
+
+
+def num_scales(leaves: Sequence[jax.Array], scale: Scale) -> int:
+    """How many scales there are: one, one per leaf, or one per block."""
+    if isinstance(scale.scope, int):
+        return sum(-(-jnp.size(leaf) // scale.scope) for leaf in leaves)
+    return 1 if scale.scope == "global" else len(leaves)
+
+
+def value(norm: Norms) -> jax.Array:
+    """The norm as a float32, the largest float32 if it is beyond."""
+    return jnp.minimum(norm.mantissa * norm.unit, jnp.finfo(jnp.float32).max)
+
+
+def _largest_norms(
+    norms: Sequence[Norms],
+    is_finite: jax.Array,
+    largest: jax.Array | None,
+    shared_by: _workers.AxisName | None,
+) -> tuple[list[Norms], jax.Array]:
+    """The largest norms so far and of all workers whose gradient is finite: at most one pmax."""
+    own = jnp.concatenate([value(norm).reshape(-1) for norm in norms])
+    own = jnp.where(is_finite, own, 0.0)
+    if largest is not None:
+        own = jnp.maximum(own, largest)
+    if shared_by is not None:
+        own = jax.lax.pmax(_workers.as_varying(own, shared_by), shared_by)
+    parts = jnp.split(own, np.cumsum([norm.mantissa.size for norm in norms])[:-1])
+    shapes = [norm.mantissa.shape for norm in norms]
+    return [normalized(r.reshape(s)) for r, s in zip(parts, shapes, strict=True)], own
+
+
+def _block_norms(leaf: jax.Array, norm: Norm, block: int) -> Norms:
+    """One norm for each block of coordinates, float32[ceil(d / block)]."""
+    rows = jnp.pad(leaf.reshape(-1), (0, -leaf.size % block)).reshape(-1, block)
+    return jax.vmap(lambda row: norm_of([row], norm))(rows)
+
+
+def _of_coordinates(norms: Norms, block: int, size: int) -> Norms:
+    """Each block's norm at each of its coordinates, float32[d]."""
+    return Norms(*(jnp.repeat(x, block)[:size] for x in norms))
+
+
+def norm_of(leaves: Sequence[jax.Array], norm: Norm) -> Norms:
+    if norm == "linf":
+        return normalized(_largest(leaves))
+    squares = _sum_of_squares(leaves, 1.0)
+    # Within this range no square that matters has left the range of float32.
+    is_safe = (squares > 1e-24) & (squares < 1e36)
+    return jax.lax.cond(
+        is_safe,
+        lambda leaves: Norms(jnp.sqrt(squares), jnp.ones_like(squares)),
+        _scaled_l2_norm,
+        leaves,
+    )
+
+
+def _scaled_l2_norm(leaves: Sequence[jax.Array]) -> Norms:
+    unit = normalized(_largest(leaves)).unit
+    return Norms(jnp.sqrt(_sum_of_squares(leaves, 1.0 / unit)), unit)
+
+
+def _sum_of_squares(leaves: Sequence[jax.Array], factor: jax.typing.ArrayLike) -> jax.Array:
+    return sum(
+        (jnp.sum((leaf.astype(jnp.float32) * factor) ** 2) for leaf in leaves),
+        start=jnp.zeros((), jnp.float32),
+    )
+
+
+def _largest(leaves: Sequence[jax.Array]) -> jax.Array:
+    largest = [jnp.max(jnp.abs(leaf.astype(jnp.float32)), initial=0.0) for leaf in leaves]
+    return jnp.max(jnp.array(largest))
+
+
+def normalized(r: jax.Array) -> Norms:
+    """A float as mantissa * unit with 1 <= mantissa < 4 and a unit whose inverse is a float32."""
+    unit = _sign.power_of_two(r)
+    return Norms(r / unit, unit)
