@@ -86,7 +86,7 @@ def warmup(
             state.count < dense_steps, run_dense, run_inner, updates, *state[1:]
         )
         # The count stays where it cannot wrap and start another warm-up.
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         return updates, WarmupState(count, dense_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

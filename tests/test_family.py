@@ -222,6 +222,64 @@ def test_uniform_noise_is_sto_sign_and_no_noise_is_the_sign():
     np.testing.assert_array_equal(signax.noisy_sign(5, g, 0.0), np.sign(g))
 
 
+def say(g: Any, scale: Any, step: int = 0) -> Any:
+    tx = signax.scale_by_stochastic_sign(0, axis_name=None, scale=scale)
+    return tx.update(g, tx.init(g)._replace(count=jnp.int32(step)))[0]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_blocks_of_coordinates_have_a_scale_of_their_own(norm: Any):
+    rng = np.random.default_rng(0)
+    g = {"a": jnp.asarray(rng.normal(size=(3, 5)), jnp.float32), "b": jnp.zeros((0,))}
+    flat = g["a"].reshape(-1)
+    # A block of one coordinate is certain; one as large as the leaf is the leaf.
+    np.testing.assert_array_equal(say(g, signax.Scale(norm, 1))["a"], np.sign(g["a"]))
+    np.testing.assert_array_equal(
+        say(g, signax.Scale(norm, 15))["a"], say(g, signax.Scale(norm, "leaf"))["a"]
+    )
+    # Blocks of 4, the last of 3: each coordinate is drawn with the norm of its own block.
+    order = {"l2": 2, "linf": np.inf}[norm]
+    for start in range(0, 15, 4):
+        scale = float(np.linalg.norm(flat[start : start + 4], order))
+        expected = say({"a": g["a"]}, scale)["a"].reshape(-1)[start : start + 4]
+        blocks = say(g, signax.Scale(norm, 4))["a"].reshape(-1)[start : start + 4]
+        np.testing.assert_array_equal(blocks, expected)
+
+
+def test_a_scale_of_wrong_blocks_or_blocks_that_cannot_be_sent_is_refused():
+    for scope in (0, -3, True, "block"):
+        with pytest.raises(ValueError, match="unknown scope"):
+            signax.Scale(scope=scope)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="each block of 4"):
+        signax.ssdm(0.1, scale=signax.Scale(scope=4), rescale=True)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("scope", ["global", "leaf", 2])
+def test_a_running_scale_is_the_largest_norm_so_far(mapped: Mapped, scope: Any, shared: bool):
+    tx = signax.scale_by_stochastic_sign(
+        0, axis_name=WORKERS, scale=signax.Scale("linf", scope, shared, running=True)
+    )
+    large = jnp.array([[4.0, -1.0, 0.5], [-8.0, 2.0, 1.0]])
+    small = jnp.array([[1.0, 0.5, -0.25], [0.1, -0.2, 1e-3]])
+
+    def fn(large, small):
+        state = tx.init(small)
+        for g in (small, large, jnp.full_like(small, jnp.nan), small):
+            said, state = tx.update(g, state)
+        own = signax.scale_by_stochastic_sign(0, axis_name=WORKERS, scale=state.largest[0])
+        expected, _ = own.update(small, own.init(small)._replace(count=jnp.int32(3)))
+        return said, expected, state.largest
+
+    said, expected, largest = mapped(fn, large, small)
+    first = [[8.0], [8.0]] if shared else [[4.0], [8.0]]
+    np.testing.assert_array_equal(largest[:, :1], first)
+    if scope == 2:
+        np.testing.assert_array_equal(largest[:, 1], [1.0, 1.0] if shared else [0.5, 1.0])
+        said, expected = said[:, :2], expected[:, :2]
+    np.testing.assert_array_equal(said, expected)
+
+
 def test_norms_sent_are_an_unbiased_estimate_of_the_mean_gradient():
     """E u = mean g, and the variance of its sum over M workers is sum (R_n^2 - g_n^2) / M^2."""
     rows = np.array([[3.0, -4.0, 0.0], [0.3, 0.4, 1.2], [0.0, 0.0, 0.0]], np.float32)
@@ -469,9 +527,9 @@ def test_the_first_steps_are_those_of_the_dense_method_and_then_the_other_starts
 def test_a_coordinate_without_variance_stays_where_it_is():
     tx = signax.one_bit_adam(0.1, freeze_steps=3)
     x = jnp.ones(4)
-    state = tx.init(x)
+    state, update = tx.init(x), jax.jit(tx.update)
     for _ in range(10):
-        updates, state = tx.update(jnp.array([1.0, -2.0, 0.0, 3.0]), state)
+        updates, state = update(jnp.array([1.0, -2.0, 0.0, 3.0]), state)
         x = x + updates
         assert x[2] == 1.0
     assert np.isfinite(x).all()

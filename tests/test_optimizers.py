@@ -60,6 +60,12 @@ OPTIMIZERS = {
         is_ternary=False,
         tolerance=0.5,
     ),
+    "ssdm running": Row(
+        functools.partial(signax.ssdm, scale=signax.Scale("linf", 4, shared=True, running=True)),
+        hyperparams=("learning_rate", "beta", "key"),
+        is_ternary=False,
+        tolerance=0.5,
+    ),
     "ssdm norms sent": Row(
         functools.partial(signax.ssdm, rescale=True),
         hyperparams=("learning_rate", "beta", "key"),

@@ -114,7 +114,8 @@ def one_bit_adam(
             gradient, mu = _memory.wide(updates), _memory.wide(state.mu)
             own = optax.tree.update_moment(gradient, mu, b1, 1)
             mean, link_state = link.update(optax.tree.cast_like(own, updates), state.link)
-            is_silent = link_state[1].num_abstained == _workers.num_workers(axis_name)
+            num_abstained = optax.tree.get(link_state, "num_abstained")
+            is_silent = num_abstained == _workers.num_workers(axis_name)
 
             def next_mu(mean, m, v):
                 # Without voters the momentum decays, as it does in the warm-up.

@@ -72,9 +72,9 @@ def ssdm(
       everywhere abstains (with `rescale` it counts, as in every mean); the mean is over the others.
 
     Raises:
-      ValueError: For beta outside [0, 1), an unknown scale, sign or wire, or `rescale` with
-        blocks, a wire other than "packed" or a deterministic sign; at update, for an unbound axis or gradients
-        already summed over the workers.
+      ValueError: For beta outside [0, 1), an unknown scale, sign or wire, or `rescale` with blocks,
+        a wire other than "packed" or a deterministic sign; at update, for an unbound axis or
+        gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype.
 
     Example:
@@ -90,8 +90,7 @@ def ssdm(
     """
     _memory.require_decay(beta, "ssdm", "beta")
     _votes.require_choice(sign, Sign, "ssdm", "sign")
-    has_blocks = isinstance(scale, _scales.Scale) and isinstance(scale.scope, int)
-    if rescale and has_blocks:
+    if rescale and isinstance(scale, _scales.Scale) and isinstance(scale.scope, int):
         raise ValueError(
             "signax.ssdm: rescale=True sends one scale for each leaf, and"
             f" Scale(scope={scale.scope}) has one for each block of {scale.scope} coordinates. Use"

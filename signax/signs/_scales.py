@@ -67,8 +67,8 @@ class Scale:
     def __post_init__(self):
         if self.norm not in get_args(Norm):
             raise ValueError(f"Scale: unknown norm {self.norm!r}; choose one of {get_args(Norm)}.")
-        is_block = isinstance(self.scope, int) and not isinstance(self.scope, bool)
-        if self.scope not in get_args(Scope) and not (is_block and self.scope >= 1):
+        is_block = isinstance(self.scope, int) and self.scope is not True and self.scope >= 1
+        if not is_block and self.scope not in get_args(Scope):
             raise ValueError(
                 f"Scale: unknown scope {self.scope!r}; choose one of {get_args(Scope)}, or a number"
                 " of coordinates that share one R."
@@ -76,7 +76,7 @@ class Scale:
 
 
 class Norms(NamedTuple):
-    """A norm, or one for each coordinate, as mantissa * unit, the unit a power of two: 1e-30 and 3e38 keep all their bits."""
+    """mantissa * unit, the unit a power of two: 1e-30 and 3e38 keep all their bits."""
 
     mantissa: jax.Array  # float32[] or float32[d]
     unit: jax.Array  # float32[] or float32[d]

@@ -85,19 +85,19 @@ def unpack_bits(words: jax.typing.ArrayLike, size: int) -> jax.Array:
 
 
 def pack_signs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The ternary sign as two planes: + is (1, 0), - is (0, 1), 0 is (0, 0), NaN and inf (1, 1).
+    """The ternary sign as two planes: + is (1, 0), - is (0, 1), 0 is (0, 0), NaN and inf (1, 1)."""
+    return pack_leaves([x])
 
-    One pass: whatever produces `x` is fused and evaluated once per coordinate. The two bits share a
-    uint16 until eight coordinates are one word, then its bytes part.
+
+def pack_leaves(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """`pack_signs` of several arrays in one buffer, each of which starts at a word of its own.
+
+    One pass: whatever produces a leaf is fused and evaluated once per coordinate. The two bits
+    share a uint16 until eight coordinates are one word and all words lie end to end; then its bytes
+    part.
     """
-    x = jnp.ravel(x).astype(jnp.promote_types(x.dtype, jnp.float32))  # else each bfloat16 op rounds
-    x = x + (x - x)  # an infinity becomes a NaN, for which both comparisons are false
-    code = jnp.where(x <= 0, jnp.uint16(0), jnp.uint16(1))
-    code += jnp.where(x >= 0, jnp.uint16(0), jnp.uint16(256))
-    words = _pack(code)
-    positive = jnp.concatenate([w.astype(jnp.uint8) for w in words])
-    negative = jnp.concatenate([(w >> 8).astype(jnp.uint8) for w in words])
-    return positive, negative
+    words = jnp.concatenate([word for leaf in leaves for word in _pack(_sign_codes(leaf))])
+    return words.astype(jnp.uint8), (words >> 8).astype(jnp.uint8)
 
 
 def unpack_planes(
@@ -157,6 +157,14 @@ def compare_counts(a_planes: Planes, b_planes: Planes) -> tuple[jax.Array, jax.A
         greater = (greater & same) | (a & ~b)
         less = (less & same) | (b & ~a)
     return greater, less
+
+
+def _sign_codes(x: jax.Array) -> jax.Array:
+    """Positive in the low byte and negative in the high one, both for NaN and infinity."""
+    x = jnp.ravel(x).astype(jnp.promote_types(x.dtype, jnp.float32))  # else each bfloat16 op rounds
+    x = x + (x - x)  # an infinity becomes a NaN, for which both comparisons are false
+    positive = jnp.where(x <= 0, jnp.uint16(0), jnp.uint16(1))
+    return positive + jnp.where(x >= 0, jnp.uint16(0), jnp.uint16(256))
 
 
 def _pack(codes: jax.Array) -> list[jax.Array]:

@@ -1,10 +1,10 @@
 """What a step sends: bits per coordinate as a formula, and as read from the compiled program.
 
 A claim about bits is worth what the compiler made of it: a `psum` of booleans travels as 32-bit
-integers, and a bfloat16 one may travel as float32. So `wire_bits` compiles the function, reads every
-collective out of the HLO text and adds up what one worker sends under the usual model. With B bits
-of operands in a group of n workers (ring or pairwise; Thakur, Rabenseifner, Gropp, Optimization of
-collective communication operations in MPICH, 2005):
+integers, and a bfloat16 one may travel as float32. So `wire_bits` compiles the function, reads
+every collective out of the HLO text and adds up what one worker sends under the usual model. With B
+bits of operands in a group of n workers (ring or pairwise; Thakur, Rabenseifner, Gropp,
+Optimization of collective communication operations in MPICH, 2005):
 
     all-reduce 2 B (n - 1) / n     all-gather B (n - 1)     reduce-scatter, all-to-all B (n - 1) / n
 """
@@ -113,8 +113,8 @@ def wire_bits(
 ) -> WireReport:
     """Compiles `fn` and reports every collective in it, with the bits that one worker sends.
 
-    Nothing runs: arguments may be arrays or `jax.ShapeDtypeStruct`. Workers simulated by `vmap` send
-    nothing, so pass a function over a mesh (`jax.shard_map`, `make_train_step`).
+    Nothing runs: arguments may be arrays or `jax.ShapeDtypeStruct`. Workers simulated by `vmap`
+    send nothing, so pass a function over a mesh (`jax.shard_map`, `make_train_step`).
 
     Args:
       fn: a function, jitted or not.

@@ -101,11 +101,11 @@ def _packed(planes, is_voting, decide, axis_name):
     counts = _bits.count_planes(rows)
     offset = _workers.worker_index(axis_name) * slice_size
     decided = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
-    payload = jnp.concatenate([decided.reshape(-1), _to_bytes(voters, num_workers)])
+    payload = jnp.concatenate([decided.reshape(-1), to_bytes(voters)])
     gathered = _gather(payload, axis_name)  # [M, R*S + header]
     results, headers = jnp.split(gathered, [decided.size], axis=1)
     results = results.reshape(num_workers, *decided.shape).swapaxes(0, 1)  # [R, M, S]
-    return [plane.reshape(-1)[:size] for plane in results], _from_bytes(headers[0])
+    return [plane.reshape(-1)[:size] for plane in results], from_bytes(headers[0], jnp.int32)[0]
 
 
 def serve(
@@ -227,14 +227,3 @@ def from_bytes(words: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     itemsize = jnp.dtype(dtype).itemsize
     rows = words.reshape(*words.shape[:-1], words.shape[-1] // itemsize, itemsize)
     return jax.lax.bitcast_convert_type(rows, dtype)
-
-
-def _to_bytes(number: jax.Array, most: int) -> jax.Array:
-    """An int32 scalar of at most `most` as the fewest little-endian bytes."""
-    shifts = 8 * jnp.arange(-(-most.bit_length() // 8), dtype=jnp.int32)
-    return ((number >> shifts) & 255).astype(jnp.uint8)
-
-
-def _from_bytes(words: jax.Array) -> jax.Array:
-    shifts = 8 * jnp.arange(words.size, dtype=jnp.int32)
-    return jnp.sum(words.astype(jnp.int32) << shifts, dtype=jnp.int32)

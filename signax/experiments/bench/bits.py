@@ -1,4 +1,4 @@
-"""(b) Bits per coordinate of every algorithm and wire: the formula, and what the compiler made of it.
+"""(b) Bits per coordinate of every algorithm and wire: a formula, and what the compiler made of it.
 
 The formulas count sign planes, counts and averages. The rest is small and does not grow with the
 model: padding of a word or a slice, who votes, one scale for each leaf, the step's metrics.
@@ -78,7 +78,7 @@ def rows(most_workers: int, *, is_quick: bool = False) -> Iterator[dict[str, Any
     for num_workers in range(most_workers if is_quick else 2, most_workers + 1):
         for algorithm in algorithms():
             for wire in algorithm.wires or (None,):
-                yield _row(algorithm, wire, num_workers)
+                yield row(algorithm, wire, num_workers)
 
 
 def tolerance(num_workers: int) -> float:
@@ -86,7 +86,7 @@ def tolerance(num_workers: int) -> float:
     return _OVERHEAD * (num_workers - 1) / _SIZE
 
 
-def _row(algorithm: Algorithm, wire: str | None, num_workers: int) -> dict[str, Any]:
+def row(algorithm: Algorithm, wire: str | None, num_workers: int) -> dict[str, Any]:
     arguments = {} if wire is None or len(algorithm.wires) == 1 else {"wire": wire}
     report = _compiled(algorithm.make(axis_name=AXIS_NAME, **arguments), num_workers)
     return {

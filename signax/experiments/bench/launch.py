@@ -5,6 +5,7 @@ how many processes there are, and which one this is. SLURM, Open MPI and Cloud T
 """
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,8 @@ def is_one_of_several() -> bool:
 
 def join() -> None:
     """Joins the other processes; before JAX is first used."""
-    if not jax.config.jax_cpu_collectives_implementation:
+    config: Any = jax.config
+    if not config.jax_cpu_collectives_implementation:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if NUM_PROCESSES in os.environ:
         jax.distributed.initialize(

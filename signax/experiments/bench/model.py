@@ -13,8 +13,9 @@ _NUM_LAYERS = 4  # with their biases, eight leaves
 def tree(num_coordinates: int, num_leaves: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Leaves as a deep network has them: matrices, and as many vectors that are far smaller."""
     weight = np.where(np.arange(num_leaves) % 2 == 0, 100.0, 1.0)
-    sizes = np.maximum(1, (weight * num_coordinates / weight.sum()).astype(int))
-    sizes[0] += num_coordinates - sizes.sum()
+    sizes = (weight * num_coordinates / weight.sum()).astype(int)
+    sizes = np.maximum(1, np.where(sizes < 64, sizes, sizes // 64 * 64))  # widths are multiples
+    sizes[-1] += num_coordinates - sizes.sum()  # but not that of the last layer
     normal = np.random.default_rng(seed).standard_normal
     return {f"leaf{i:04d}": normal(size, np.float32) for i, size in enumerate(sizes)}
 

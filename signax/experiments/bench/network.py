@@ -25,6 +25,9 @@ from signax.experiments.errors import UsageError
 _TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
 _PORT = 45871  # of JAX's coordinator: in a namespace nobody else has it
 _NETWORK = "10.213.0"
+# Every kernel has Reno. BBR, a default on some, paces a connection by the share of the link that it
+# last measured: three times too slow where collectives take turns.
+_CONGESTION_CONTROL = "reno"
 # A queue of 200 ms does not drop packets at these rates; a burst of 1 ms hides no transfer.
 _QUEUE = ("latency", "200ms")
 
@@ -102,6 +105,8 @@ def _connect(bridge: int, place: int, port: str, address: str, bandwidth: int) -
         "ip link set eth0 up",
         f"tc qdisc add dev eth0 root {shape}",
     )
+    set_congestion = f"echo {_CONGESTION_CONTROL} > /proc/sys/net/ipv4/tcp_congestion_control"
+    _run(f"nsenter --target {place} --net sh -c", set_congestion)
 
 
 def _prefix(place: int, host: str, hosts: Path) -> list[str]:
@@ -116,10 +121,11 @@ def _inside(place: int, *commands: str) -> None:
         _run(f"nsenter --target {place} --net {command}")
 
 
-def _run(command: str) -> None:
-    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+def _run(command: str, *arguments: str) -> None:
+    whole = [*command.split(), *arguments]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise _refused(command, done.stderr)
+        raise _refused(" ".join(whole), done.stderr)
 
 
 def _refused(command: str, reason: str) -> UsageError:

@@ -1,5 +1,6 @@
 """Runs the parts: each in a process of its own, or one here, or one of several processes' share."""
 
+import itertools
 import json
 import os
 import sys
@@ -25,11 +26,12 @@ _CPU_WORKERS = 4  # of the steps
 def run(settings: Settings, argv: Sequence[str]) -> int:
     """Measures what was asked for, prints it, writes JSON and PNG; returns the exit status."""
     processes.end_with_parent()
+    steps.require_known(settings.only)
     if launch.is_one_of_several():
         launch.join()
         return _measure(settings, ("steps",))
     if settings.processes:
-        command = processes.python("bench", *_without(argv, "--processes", "--bandwidth"))
+        command = processes.python("bench", *without(argv, "--processes", "--bandwidth"))
         return processes.run(command, settings.processes, settings.bandwidth, settings.workdir)
     if len(settings.parts) == 1:
         return _measure(settings, settings.parts)
@@ -41,7 +43,7 @@ def _run_apart(settings: Settings, argv: Sequence[str]) -> int:
     merged: dict[str, Any] = {}
     for part in settings.parts:
         folder = settings.workdir / part
-        flags = [*_without(argv, "--parts", "--workdir"), f"--parts={part}", f"--workdir={folder}"]
+        flags = [*without(argv, "--parts", "--workdir"), f"--parts={part}", f"--workdir={folder}"]
         process = processes.start(processes.python("bench", *flags), {"PYTHONUNBUFFERED": "1"})
         try:
             status = process.wait()
@@ -78,8 +80,11 @@ def _measure(settings: Settings, parts: Sequence[str]) -> int:
 
 def _groups(part: str, settings: Settings) -> Iterable[Callable[[], Group]]:
     if part == "kernels":
-        sizes, num_leaves = settings.sizes, settings.leaves
-        return (make for size in sizes for make in kernels.groups(size, num_leaves))
+        makers = [
+            kernels.groups(size, settings.leaves, is_quick=settings.quick)
+            for size in settings.sizes
+        ]
+        return itertools.chain.from_iterable(makers)
     return steps.groups(settings, _mesh(settings.workers))
 
 
@@ -155,7 +160,7 @@ def _write(workdir: Path, content: dict[str, Any]) -> None:
     print(f"\nwritten to {workdir}{os.sep}{{bench.json, bench.png}}", flush=True)
 
 
-def _without(argv: Sequence[str], *names: str) -> list[str]:
+def without(argv: Sequence[str], *names: str) -> list[str]:
     """The flags but for these, written `--name value` or `--name=value`."""
     kept, skip = [], False
     for argument in argv:

@@ -23,6 +23,7 @@ from signax.experiments.workers import AXIS_NAME
 from signax.wire import _cost
 
 _NONE, _FLOAT32 = "no communication", "float32 pmean"
+_FLAT = "float32 pmean of one flat array"
 _LEARNING_RATE = 1e-4
 Link = optax.GradientTransformation
 
@@ -47,8 +48,17 @@ def groups(settings: Settings, mesh: Mesh) -> Iterator[Callable[[], Group]]:
     """Whole steps, exchanges of the same network, exchanges of a tree of many leaves."""
     params = model.network(settings.parameters)
     yield lambda: whole_steps(settings, mesh, params)
-    yield lambda: exchanges(settings, mesh, params)
+    if not settings.quick:
+        yield lambda: exchanges(settings, mesh, params)
     yield lambda: exchanges(settings, mesh, model.tree(settings.parameters, settings.leaves))
+
+
+def require_known(only: tuple[str, ...]) -> None:
+    """Raises a `UsageError` for a word that no contestant's name holds."""
+    names = [*links(), _FLAT]
+    for word in only:
+        if not any(word in name for name in names):
+            raise unknown_name("contestant", word, names)
 
 
 def whole_steps(settings: Settings, mesh: Mesh, params: dict[str, np.ndarray]) -> Group:
@@ -70,8 +80,7 @@ def whole_steps(settings: Settings, mesh: Mesh, params: dict[str, np.ndarray]) -
 def exchanges(settings: Settings, mesh: Mesh, tree: dict[str, np.ndarray]) -> Group:
     """From every worker's own gradient to the update that all of them share."""
     size = model.size_of(tree)
-    flat = {"float32 pmean of one flat array": _stateless(_flat_mean)}
-    every = {_FLOAT32: links()[_FLOAT32], **flat, **links()}
+    every = {_FLOAT32: links()[_FLOAT32], _FLAT: _stateless(_flat_mean), **links()}
     calls, notes = {}, {}
     gradients = jax.tree.map(lambda x: _spread(_on_every_worker(x, mesh), mesh), tree)
     for name, link in _chosen(every, settings.only).items():
@@ -147,9 +156,6 @@ def _notes(compiled: Any, size: int) -> Mapping[str, Any]:
 
 def _chosen(contestants: dict[str, Link], only: tuple[str, ...]) -> dict[str, Link]:
     """Those whose name holds one of the words in `only`; float32 always."""
-    for word in only:
-        if not any(word in name for name in contestants):
-            raise unknown_name("contestant", word, contestants)
     return {
         name: link
         for name, link in contestants.items()
