@@ -16,7 +16,7 @@ import optax
 def freeze(
     inner: optax.GradientTransformation, freeze_mask: Any | Callable[[optax.Params], Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """Applies a chain with a network link to the trainable leaves and leaves the others as they are.
+    """Applies a chain with a network link to the trainable leaves and keeps the others as they are.
 
     Frozen leaves send nothing, keep no memory and get an update of zero, equal on all workers.
 

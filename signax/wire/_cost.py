@@ -128,8 +128,13 @@ def wire_bits(
       A `WireReport`; print it to see a table.
 
     Example:
-      >>> print(signax.wire_bits(step, state, batch))
-      >>> signax.wire_bits(step, state, batch).bits_per_coordinate
+      >>> mesh = signax.make_worker_mesh(2)
+      >>> tx = signax.sign_sgd(0.1, axis_name="workers", ties="random")
+      >>> step = signax.make_train_step(lambda x, b: jnp.mean((x[None] - b) ** 2), tx, mesh)
+      >>> state = signax.init_train_state(jnp.zeros(80_000), tx, mesh)
+      >>> report = signax.wire_bits(step, state, jnp.zeros((2, 80_000)))
+      >>> print(round(report.bits_per_coordinate, 1))
+      1.0
     """
     lowerable = fn if hasattr(fn, "lower") else jax.jit(fn)
     compiled = lowerable.lower(*args, **kwargs).compile()

@@ -1,0 +1,77 @@
+"""Packing, counting and comparing on packed words equal plain arithmetic on coordinates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import signax
+from signax.wire import _bits
+
+RNG = np.random.default_rng(0)
+
+
+def bits_of(planes, size: int) -> np.ndarray:
+    rows = [np.unpackbits(np.asarray(p), bitorder="little")[:size].astype(int) for p in planes]
+    return sum(2**k * row for k, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100])
+def test_unpacking_is_the_inverse_of_packing(size: int):
+    mask = RNG.random(size) < 0.5
+    words = signax.pack_bits(mask)
+    assert words.dtype == jnp.uint8
+    assert words.size == -(-size // 8)
+    np.testing.assert_array_equal(signax.unpack_bits(words, size), mask)
+
+
+def test_the_first_coordinate_is_the_lowest_bit_and_shapes_are_read_in_c_order():
+    mask = np.zeros((2, 5), bool)
+    mask[0, 0] = mask[1, 4] = True
+    np.testing.assert_array_equal(signax.pack_bits(mask), [1, 2])
+
+
+@pytest.mark.parametrize("size", [1, 8, 13, 64])
+def test_signs_are_two_planes_and_both_are_set_where_a_value_is_not_finite(size: int):
+    x = RNG.choice(np.array([-2, -0.0, 0, 3, np.nan, np.inf, -np.inf, 1e-30], np.float32), size)
+    positive, negative = (
+        np.unpackbits(np.asarray(p), bitorder="little")[:size] for p in _bits.pack_signs(x)
+    )
+    absent = ~np.isfinite(x)
+    np.testing.assert_array_equal(positive, (x > 0) | absent)
+    np.testing.assert_array_equal(negative, (x < 0) | absent)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 8, 15, 16, 17, 127, 128, 255, 256, 1000])
+def test_the_count_of_any_number_of_rows_is_exact_and_has_no_plane_too_many(num_rows: int):
+    rows = RNG.integers(0, 256, (num_rows, 5), np.uint8)
+    rows[:, 0] = 255  # all vote
+    planes = jax.jit(_bits.count_planes)(rows)
+    assert len(planes) == num_rows.bit_length()
+    expected = np.unpackbits(rows, axis=1, bitorder="little").astype(int).sum(0)
+    np.testing.assert_array_equal(bits_of(planes, 40), expected)
+
+
+@pytest.mark.parametrize("threshold", [-3, 0, 1, 4, 7, 8, 100])
+def test_comparing_with_a_threshold_is_comparing_the_counts(threshold: int):
+    rows = RNG.integers(0, 256, (7, 6), np.uint8)
+    planes = _bits.count_planes(jnp.asarray(rows))
+    greater, equal = jax.jit(_bits.compare_planes)(planes, threshold)
+    counts = bits_of(planes, 48)
+    np.testing.assert_array_equal(bits_of([greater], 48), counts > threshold)
+    np.testing.assert_array_equal(bits_of([equal], 48), counts == threshold)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.float32, jnp.bfloat16])
+def test_unpacking_planes_is_their_weighted_sum(dtype):
+    planes = [jnp.asarray(RNG.integers(0, 256, 3, np.uint8)) for _ in range(3)]
+    values = _bits.unpack_planes(planes, (1, 2, 4), 21, dtype)
+    assert values.dtype == dtype
+    np.testing.assert_array_equal(values.astype(np.float32), bits_of(planes, 21))
+
+
+def test_bad_words_say_what_to_pass():
+    with pytest.raises(TypeError, match="uint8 vector as pack_bits returns it"):
+        signax.unpack_bits(jnp.zeros(3), 4)
+    with pytest.raises(ValueError, match="1 words hold 8 coordinates, but size=9"):
+        signax.unpack_bits(jnp.zeros(1, jnp.uint8), 9)

@@ -1,0 +1,123 @@
+"""Random words are an address, and they look like chance.
+
+Tolerances: a z-score of 6.5 is passed by chance once in 1e10; with at most 1,000 scores in a test
+the union bound leaves less than 1e-7, and the seeds are fixed.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from signax.signs import _random
+from workers import Mapped
+
+LIMIT = 6.5
+
+
+def stream(tag: int = 1, step: int = 0, worker: int = 0, path: str = "w", size: int = 1 << 16):
+    words = _random.link_words(_random.key_words(0), tag, step, worker)
+    return np.asarray(_random.random_words(_random.leaf_words(words, [path])[0], size))
+
+
+def signs(words: np.ndarray) -> np.ndarray:
+    """All 32 bits of each word as -1 and +1: [32, size]."""
+    return 2.0 * ((words >> np.arange(32, dtype=np.uint32)[:, None]) & 1) - 1
+
+
+def z_scores(products: np.ndarray) -> np.ndarray:
+    """The mean of fair signs times sqrt(n) is standard normal."""
+    return products.mean(-1) * np.sqrt(products.shape[-1])
+
+
+STREAMS = {
+    "itself": stream(),
+    "another tag": stream(tag=2),
+    "the next step": stream(step=1),
+    "the next worker": stream(worker=1),
+    "another leaf": stream(path="b"),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_bit_is_fair(name: str):
+    assert np.abs(z_scores(signs(STREAMS[name]))).max() < LIMIT
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMS if name != "itself"])
+def test_neighbouring_addresses_are_independent(name: str):
+    product = signs(STREAMS["itself"]) * signs(STREAMS[name])
+    assert np.abs(z_scores(product)).max() < LIMIT
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 8, 32, 1024])
+def test_neighbouring_coordinates_are_independent(lag: int):
+    bits = signs(STREAMS["itself"])
+    assert np.abs(z_scores(bits[:, lag:] * bits[:, :-lag])).max() < LIMIT
+
+
+def test_the_bits_of_one_word_are_independent_of_one_another():
+    bits = signs(STREAMS["itself"])
+    correlations = bits @ bits.T / np.sqrt(bits.shape[1])
+    assert np.abs(correlations[~np.eye(32, dtype=bool)]).max() < LIMIT
+
+
+@pytest.mark.parametrize("byte", range(4))
+def test_bytes_are_uniform(byte: int):
+    counts = np.bincount((STREAMS["itself"] >> (8 * byte)) & 255, minlength=256)
+    expected = STREAMS["itself"].size / 256
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    # 255 degrees of freedom: mean 255, standard deviation sqrt(510), nearly normal.
+    assert abs(chi_square - 255) < LIMIT * np.sqrt(510)
+
+
+def test_many_workers_and_steps_have_no_common_bias():
+    words = jax.vmap(
+        lambda i: _random.random_words(
+            _random.link_words(_random.key_words(0), 1, i // 64, i % 64), 64
+        )
+    )(jnp.arange(4096))
+    tops = np.where(np.asarray(words) >> 31, 1.0, -1.0)  # [streams, positions]
+    assert np.abs(z_scores(tops.T)).max() < LIMIT, "one position over all streams"
+    assert np.abs(z_scores(tops)).max() < LIMIT, "one stream over all positions"
+
+
+def test_threefry_is_jax_s(mapped: Mapped):
+    from jax.extend.random import threefry_2x32
+
+    key, count = jnp.array([1, 2], jnp.uint32), jnp.array([3, 4], jnp.uint32)
+    expected = threefry_2x32(key, count)
+    ours = mapped(lambda c: _random.threefry(key, c[0], c[1]), jnp.stack([count, count]))
+    np.testing.assert_array_equal(ours, np.stack([expected, expected]))
+
+
+def test_an_offset_goes_on_in_the_same_stream():
+    words = jnp.array([5, 6], jnp.uint32)
+    whole = _random.random_words(words, 100)
+    np.testing.assert_array_equal(_random.random_words(words, 40, 60), whole[60:])
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1])
+def test_a_seed_is_the_key_of_jax_in_every_form(seed: int):
+    expected = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+    forms = (seed, np.int64(seed), jnp.int32(seed), jax.random.key(seed, impl="threefry2x32"))
+    for form in (*forms, expected):
+        np.testing.assert_array_equal(_random.key_words(form), expected)
+
+
+def test_keys_of_another_implementation_give_different_words():
+    words = [_random.key_words(jax.random.key(s, impl="rbg")) for s in (0, 1)]
+    assert not np.array_equal(*words)
+
+
+@pytest.mark.parametrize("key", [0.5, "0", None, True])
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(TypeError, match="integer seed, a PRNG key"):
+        _random.key_words(key)
+
+
+def test_randomness_is_the_same_with_64_bits():
+    before = stream(size=100)
+    with jax.enable_x64(True):
+        after = stream(size=100)
+    np.testing.assert_array_equal(before, after)

@@ -1,0 +1,72 @@
+"""The bits that a worker sends, read from compiled HLO, are those of the formula."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import signax
+from signax.wire import _cost
+from workers import WORKERS, worker_mesh
+
+SIZE = 160_000
+# A header and a few scalars, and the padding to a word for each of M workers.
+SLACK = 0.01
+
+
+def bits(tx, num_workers: int) -> float:
+    mesh = worker_mesh(num_workers)
+    step = signax.make_train_step(lambda x, b: jnp.mean((x[None] - b) ** 2), tx, mesh)
+    state = signax.init_train_state(jnp.zeros(SIZE), tx, mesh)
+    batch = jax.ShapeDtypeStruct((num_workers, SIZE), jnp.float32)
+    return signax.wire_bits(step, state, batch, num_coordinates=SIZE).bits_per_coordinate
+
+
+@pytest.mark.parametrize("num_workers", [2, 5, 8])
+def test_a_majority_sends_one_or_two_bits_each_way(num_workers: int):
+    share = (num_workers - 1) / num_workers
+    random = signax.sign_sgd(0.1, axis_name=WORKERS, ties="random")
+    assert bits(random, num_workers) == pytest.approx(2 * share, abs=SLACK)
+    zero = signax.sign_sgd(0.1, axis_name=WORKERS)
+    assert bits(zero, num_workers) == pytest.approx(4 * share, abs=SLACK)
+
+
+@pytest.mark.parametrize("num_workers", [2, 5, 8])
+def test_ssdm_sends_one_bit_up_and_the_count_down(num_workers: int):
+    share = (num_workers - 1) / num_workers
+    expected = (1 + num_workers.bit_length()) * share
+    assert bits(signax.ssdm(0.1, axis_name=WORKERS), num_workers) == pytest.approx(
+        expected, abs=SLACK
+    )
+
+
+def test_dense_sgd_sends_64_bits():
+    assert bits(signax.dense_sgd(0.1, axis_name=WORKERS), 8) == pytest.approx(56, abs=SLACK)
+
+
+def test_the_formulas_are_those_of_the_table():
+    assert _cost.majority_bits(8, "random") == 2 * 7 / 8
+    assert _cost.majority_bits(8, "zero") == 4 * 7 / 8
+    assert _cost.average_signs_bits(8) == 5 * 7 / 8
+    assert _cost.dense_bits(8) == 56
+
+
+HLO = """
+HloModule m
+
+ENTRY main {
+  p = f32[64]{0} parameter(0)
+  ars = (f32[64]{0}, f32[64]{0}) all-reduce-start(f32[64]{0} p), replica_groups={{0,1},{2,3}}
+  ard = f32[64]{0} all-reduce-done((f32[64]{0}, f32[64]{0}) ars)
+  ROOT ag = f32[256]{0} all-gather(f32[64]{0} ard), replica_groups=[1,4]<=[4], dimensions={0}
+}
+"""
+
+
+def test_async_forms_count_once_and_both_forms_of_groups_are_read():
+    reduce, gather = _cost.read_collectives(HLO)
+    assert reduce.kind == "all-reduce"
+    assert reduce.groups == ((0, 1), (2, 3))
+    assert reduce.bits == 2 * 1 / 2 * 64 * 32
+    assert gather.kind == "all-gather"
+    assert gather.groups == ((0, 1, 2, 3),)
+    assert gather.bits == 3 * 64 * 32
