@@ -71,7 +71,7 @@ def test_unpacking_planes_is_their_weighted_sum(dtype):
 
 
 def test_bad_words_say_what_to_pass():
-    with pytest.raises(TypeError, match="uint8 vector as pack_bits returns it"):
+    with pytest.raises(TypeError, match="must be a uint8 vector"):
         signax.unpack_bits(jnp.zeros(3), 4)
     with pytest.raises(ValueError, match="1 words hold 8 coordinates, but size=9"):
         signax.unpack_bits(jnp.zeros(1, jnp.uint8), 9)
