@@ -18,6 +18,8 @@ from signax.experiments.bench.settings import parse_bandwidth, parse_parts, pars
 from signax.experiments.errors import UsageError
 from workers import run_python
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--quick", "--seconds=0.1", "--only=random")
 IS_LINUX = sys.platform == "linux"
 

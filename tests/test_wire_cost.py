@@ -53,11 +53,11 @@ def test_the_formulas_are_those_of_the_table():
 HLO = """
 HloModule m
 
-ENTRY main {
-  p = f32[64]{0} parameter(0)
-  ars = (f32[64]{0}, f32[64]{0}) all-reduce-start(f32[64]{0} p), replica_groups={{0,1},{2,3}}
-  ard = f32[64]{0} all-reduce-done((f32[64]{0}, f32[64]{0}) ars)
-  ROOT ag = f32[256]{0} all-gather(f32[64]{0} ard), replica_groups=[1,4]<=[4], dimensions={0}
+ENTRY %main (p: f32[64]) -> f32[256] {
+  %p = f32[64]{0} parameter(0)
+  %s = (f32[64]{0}, f32[64]{0}) all-reduce-start(f32[64]{0} %p), replica_groups={{0,1},{2,3}}
+  %d = f32[64]{0} all-reduce-done((f32[64]{0}, f32[64]{0}) %s)
+  ROOT %g = f32[256]{0} all-gather(f32[64]{0} %d), replica_groups=[1,4]<=[4], dimensions={0}
 }
 """
 

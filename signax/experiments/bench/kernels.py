@@ -49,6 +49,7 @@ def groups(size: int, num_leaves: int, *, is_quick: bool = False) -> Iterator[Ca
     yield lambda: _unpack_and_apply(size)
     for n in (num_leaves,) if is_quick else (8, num_leaves):
         yield lambda n=n: _local_step(size, n)
+        yield lambda n=n: _local_update(size, n)
 
 
 def _sign_and_pack(size: int) -> Group:
@@ -131,19 +132,33 @@ def _unpack_and_apply(size: int) -> Group:
 def _local_step(size: int, num_leaves: int) -> Group:
     params = jax.tree.map(jnp.asarray, model.tree(size, num_leaves))
     gradient = jax.tree.map(jnp.asarray, model.tree(size, num_leaves, seed=1))
-    contestants = {
+    calls: dict[str, Any] = {
+        _MEMORY: Donating(_pass_over_params_and_momentum, (params, params), gradient)
+    }
+    for name, tx in _local_optimizers().items():
+        calls[name] = Donating(_stepping(tx), (params, tx.init(params)), gradient)
+    title = f"one worker's whole step, {num_leaves} leaves"
+    return Group(f"{title}, {size:,}", size, calls, _MEMORY, "optax.signum")
+
+
+def _local_update(size: int, num_leaves: int) -> Group:
+    """`tx.update` alone, with fresh arrays for what it returns: as Optax is often timed."""
+    gradient = jax.tree.map(jnp.asarray, model.tree(size, num_leaves, seed=1))
+    calls = {
+        name: _call(lambda g, state, tx=tx: tx.update(g, state, g), gradient, tx.init(gradient))
+        for name, tx in _local_optimizers().items()
+    }
+    title = f"one worker's update into fresh arrays, {num_leaves} leaves, {size:,}"
+    return Group(title, size, calls, None, "optax.signum")
+
+
+def _local_optimizers() -> dict[str, optax.GradientTransformation]:
+    return {
         "optax.signum": optax.signum(1e-3),
         "signax.signum": signax.signum(1e-3),
         'signax.signum, ties="random"': signax.signum(1e-3, ties="random"),
         "signax.ssdm": signax.ssdm(1e-3),
     }
-    calls: dict[str, Any] = {
-        _MEMORY: Donating(_pass_over_params_and_momentum, (params, params), gradient)
-    }
-    for name, tx in contestants.items():
-        calls[name] = Donating(_stepping(tx), (params, tx.init(params)), gradient)
-    title = f"one worker's whole step, {num_leaves} leaves"
-    return Group(f"{title}, {size:,}", size, calls, _MEMORY, "optax.signum")
 
 
 def _pass_over_params_and_momentum(state: Any, gradient: Any) -> Any:

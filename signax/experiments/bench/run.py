@@ -152,7 +152,8 @@ def _write(workdir: Path, content: dict[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "bench.json").write_text(json.dumps(content, indent=2) + "\n")
         where = content["machine"]
-        title = f"signax bench: {where['num_devices']} x {where['device']}, jax {where['jax']}"
+        title = f"signax {content['signax']} on {where['device']}, {where['cpu_count']} cores, "
+        title += f"jax {where['jax']}"
         chart.draw(content["groups"], content["bits"], title, workdir / "bench.png")
     except OSError as error:
         reason = error.strerror or error
