@@ -215,8 +215,10 @@ def _vote(
     def update(updates, state, params=None):
         del params
         check_updates(updates, axis_name, name)
-        if not jax.tree.leaves(updates):
-            return updates, state._replace(count=state.count + 1)
+        if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
+            # Nothing to vote on. Made anew, so that JAX types the empty leaves as replicated.
+            nothing = jax.tree.map(lambda u: jnp.zeros(jnp.shape(u), jnp.result_type(u)), updates)
+            return nothing, state._replace(count=state.count + 1)
         with jax.named_scope(f"signax.{name}"):
             num_workers = _workers.num_workers(axis_name)
             own_coins, tie_coins = make_coins(state, updates, axis_name)
