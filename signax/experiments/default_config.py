@@ -1,6 +1,6 @@
 """The default run: handwritten digits, eight workers, Signum with majority vote.
 
-Shows    one bit per coordinate from each of eight workers trains a network as SGD would
+Shows    the signs of eight workers train a network as SGD would
 Command  signax train
 """
 
