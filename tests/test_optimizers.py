@@ -30,6 +30,7 @@ class Row(NamedTuple):
     equals: Callable[[float], optax.GradientTransformation] | None = None  # for one worker
     sums_floats: bool = False  # so that mappings agree to rounding, and replicas exactly
     init_needs_axis: bool = False
+    num_memories: int = 2  # float leaves in the state, for parameters of two leaves
 
 
 def lion(learning_rate: float) -> optax.GradientTransformation:
@@ -109,6 +110,16 @@ OPTIMIZERS = {
         is_ternary=False,
         sums_floats=True,
         init_needs_axis=True,
+        num_memories=3,  # two residuals on a worker and its slice of the servers'
+    ),
+    "one_bit_adam": Row(
+        functools.partial(signax.one_bit_adam, b2=0.9, freeze_steps=2),
+        hyperparams=("learning_rate", "b1"),
+        takes_accumulator=True,
+        is_ternary=False,
+        sums_floats=True,
+        init_needs_axis=True,
+        num_memories=7,  # momentum and variance as well
     ),
     "dense_sgd": Row(signax.dense_sgd, 0.1, is_ternary=False, equals=optax.sgd, sums_floats=True),
     "dense_sgd momentum": Row(
@@ -341,7 +352,7 @@ def test_the_accumulator_dtype_is_that_of_the_memory_alone(name: str):
     p, g = params(jnp.bfloat16), one_worker(gradients(1, 0, jnp.bfloat16))
     state = tx.init(p)
     memory = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert len(memory) == 2 + OPTIMIZERS[name].init_needs_axis  # and the server's
+    assert len(memory) == OPTIMIZERS[name].num_memories
     assert all(x.dtype == jnp.float32 for x in memory)
     updates, new = tx.update(g, state, p)
     assert abstract(new) == abstract(state)

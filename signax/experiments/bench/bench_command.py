@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> Settings:
     """The flags as settings; a mistake is a `UsageError`."""
-    given: dict[str, Any] = {k: v for k, v in vars(_parser().parse_args(argv)).items() if v}
+    flags = vars(_parser().parse_args(argv)).items()
+    given: dict[str, Any] = {k: v for k, v in flags if v is not None and v is not False}
     if "bandwidth" in given:
         given.setdefault("processes", 4)
         network.require_possible()
@@ -61,12 +62,9 @@ def parse(argv: Sequence[str]) -> Settings:
             raise UsageError(f"--{name}={given[name]}: it must be at least 1.")
     if given.get("processes", 2) < 2:
         raise UsageError("--processes=1: one process has nobody to talk to; leave it out.")
-    settings = Settings()
-    settings = (
-        quick(dataclasses.replace(settings, workers=given.get("workers")))
-        if given.get("quick")
-        else settings
-    )
+    settings = Settings(workers=given.get("workers"))
+    if given.get("quick"):
+        settings = quick(settings)
     return dataclasses.replace(settings, **given)
 
 

@@ -74,10 +74,10 @@ def algorithms() -> Iterator[Algorithm]:
 
 
 def rows(most_workers: int, *, is_quick: bool = False) -> Iterator[dict[str, Any]]:
-    """One row for each algorithm, wire and number of workers."""
+    """One row for each algorithm, wire and number of workers; quick: one wire and one number."""
     for num_workers in range(most_workers if is_quick else 2, most_workers + 1):
         for algorithm in algorithms():
-            for wire in algorithm.wires or (None,):
+            for wire in (algorithm.wires or (None,))[: 1 if is_quick else None]:
                 yield row(algorithm, wire, num_workers)
 
 

@@ -49,7 +49,8 @@ def groups(size: int, num_leaves: int, *, is_quick: bool = False) -> Iterator[Ca
     yield lambda: _unpack_and_apply(size)
     for n in (num_leaves,) if is_quick else (8, num_leaves):
         yield lambda n=n: _local_step(size, n)
-        yield lambda n=n: _local_update(size, n)
+        if not is_quick:
+            yield lambda n=n: _local_update(size, n)
 
 
 def _sign_and_pack(size: int) -> Group:

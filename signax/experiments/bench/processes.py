@@ -5,6 +5,7 @@ even if this one is killed.
 """
 
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -75,11 +76,8 @@ def run(command: Sequence[str], num: int, bandwidth: int | None, logs: Path) -> 
             process = start([*prefix, *command], _environment(rank, num, address), output)
             stack.callback(end, process)
             started.append(process)
-        relay = threading.Thread(target=_relay, args=(started[0],), daemon=True)
-        relay.start()
-        status = _wait(started, logs)
-        relay.join(_GRACE)
-        return status
+        stack.enter_context(_relayed(started[0]))
+        return _wait(started, logs)
 
 
 def start(
@@ -142,10 +140,24 @@ def _wait(started: Sequence[subprocess.Popen], logs: Path) -> int:
         time.sleep(0.1)
 
 
-def _relay(process: subprocess.Popen) -> None:
-    for line in process.stdout or ():
-        if not line.startswith(_NOISE):
-            print(line, end="", flush=True)
+@contextlib.contextmanager
+def _relayed(process: subprocess.Popen) -> Iterator[None]:
+    """Prints what the process prints, to its last line."""
+    output = process.stdout or io.StringIO()
+
+    def relay() -> None:
+        for line in output:
+            if not line.startswith(_NOISE):
+                print(line, end="", flush=True)
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end(process)
+        thread.join(_GRACE)
+        output.close()
 
 
 def _free_port() -> int:

@@ -41,7 +41,7 @@ def quick(settings: Settings) -> Settings:
         settings,
         sizes=(20_000,),
         parameters=20_000,
-        leaves=12,
+        leaves=4,
         workers=settings.workers or 2,
         rounds=3,
         seconds=1.0,
