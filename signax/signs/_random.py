@@ -58,7 +58,10 @@ def leaf_words(words: jax.Array, tree_paths: Sequence[str]) -> jax.Array:
     """Key words for each leaf, uint32[L, 2], from the hash of its path."""
     digests = [hashlib.blake2b(path.encode(), digest_size=8).digest() for path in tree_paths]
     counts = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 2).astype(np.uint32)
-    return threefry(words, jnp.asarray(counts[:, 0]), jnp.asarray(counts[:, 1]))
+    mixed = threefry(words, jnp.asarray(counts[:, 0]), jnp.asarray(counts[:, 1]))
+    # Without the barrier XLA fuses these hundreds of scalar operations into each leaf's loop, and
+    # where that loop is not vectorised evaluates them again for every coordinate.
+    return jax.lax.optimization_barrier(mixed)
 
 
 def tree_words(words: jax.Array, tree: Any) -> Any:

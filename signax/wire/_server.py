@@ -79,12 +79,13 @@ def tally(
       The result planes of W words and the number of voters (int32), both equal on all workers.
     """
     exchange = {"packed": _packed, "lanes": _lanes, "float32": _float32}[_override.get() or wire]
+    # Without the barriers XLA recomputes whatever produced the bits: once per slice of the
+    # exchange, or with one worker once per coordinate where the words are unpacked.
+    planes = jax.lax.optimization_barrier(tuple(planes))
     if axis_name is None:
         counts = _bits.count_planes(jnp.stack(planes))
         voters = is_voting.astype(jnp.int32)
-        return decide(counts, voters, 0), voters
-    # Without the barrier XLA recomputes whatever produced the bits once per slice of the exchange.
-    planes = jax.lax.optimization_barrier(tuple(planes))
+        return jax.lax.optimization_barrier((tuple(decide(counts, voters, 0)), voters))
     return exchange(planes, is_voting, decide, axis_name)
 
 
