@@ -7,10 +7,10 @@ Cost     5 to 20 s for each seed on two shared CPU cores, most of it compilation
 Expect   accuracy after 600 steps, mean and sample standard deviation of the three seeds
 
     RUN            ties  train accuracy [%]  test accuracy [%]  bits per coordinate, worker, step
-    signum         zero     99.79 +- 0.07      97.41 +- 0.58      3.61
-    majority_vote  zero     98.14 +- 0.16      97.50 +- 0.00      3.61
-    ssdm           -        93.27 +- 0.46      93.70 +- 1.25      4.49
-    ssdm_shared    -        99.93 +- 0.00      97.78 +- 0.28      4.54
+    signum         zero     99.79 +- 0.07      97.41 +- 0.58      3.64
+    majority_vote  zero     98.14 +- 0.16      97.50 +- 0.00      3.64
+    ssdm           -        93.27 +- 0.46      93.70 +- 1.25      4.53
+    ssdm_shared    -        99.93 +- 0.00      97.78 +- 0.28      4.58
     sgd            -        99.86 +- 0.07      97.78 +- 0.28     56.06
 
 Learning rates: the better of 0.001 and 0.003 for the votes, of 0.01 and 0.03 for SSDM, by train

@@ -7,10 +7,10 @@ Cost     5 to 25 s for each seed on two shared CPU cores, most of it compilation
 Expect   accuracy after 600 steps, mean and sample standard deviation of the three seeds
 
     RUN            ties  train accuracy [%]  test accuracy [%]  bits per coordinate, worker, step
-    signum         zero     67.36 +- 3.82      64.17 +- 5.58      3.28
-    majority_vote  zero     70.15 +- 4.54      67.04 +- 4.52      3.28
-    ssdm           -        57.09 +- 2.32      56.39 +- 1.69      3.28
-    ssdm_shared    -        96.59 +- 0.18      96.20 +- 0.64      3.32
+    signum         zero     67.36 +- 3.82      64.17 +- 5.58      3.30
+    majority_vote  zero     70.15 +- 4.54      67.04 +- 4.52      3.30
+    ssdm           -        57.09 +- 2.32      56.39 +- 1.69      3.30
+    ssdm_shared    -        96.59 +- 0.18      96.20 +- 0.64      3.34
     sgd            -        99.88 +- 0.04      97.78 +- 0.28     51.25
 
 Learning rates: the better of 0.001 and 0.003 for the votes, of 0.01 and 0.03 for SSDM, by train

@@ -46,13 +46,8 @@ from signax._optimizers._ssdm import ssdm
 from signax._drift import replicas_in_sync
 from signax._elastic import change_num_workers
 from signax._layout import from_worker, init_opt_state, make_worker_mesh, state_specs, to_worker
-from signax._training import (
-    TrainState,
-    init_train_state,
-    local_value_and_grad,
-    make_train_step,
-    simulate_train_step,
-)
+from signax._training import init_train_state, make_train_step, simulate_train_step
+from signax._worker_step import TrainState, local_value_and_grad
 
 # 7. The paper's probabilities, norms and rates.
 from signax import theory

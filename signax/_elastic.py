@@ -13,17 +13,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout, _training, _votes
+from signax import _layout, _votes, _worker_step
 
 How = Literal["mean", "zero"]
 
 
 def change_num_workers(
-    state: _training.TrainState,
+    state: _worker_step.TrainState,
     tx: optax.GradientTransformation,
     mesh: _layout.AnyMesh,
     how: How = "mean",
-) -> _training.TrainState:
+) -> _worker_step.TrainState:
     r"""Lays out a training state for another number of workers.
 
     $$ m'_1 = \dots = m'_{M'} = \frac{1}{M} \sum_{n=1}^{M} m_n $$
@@ -79,7 +79,7 @@ def change_num_workers(
         convert, layout.specs, layout.state, state.opt_state, is_leaf=_layout.is_spec
     )
     replicated = PartitionSpec()
-    specs = _training.TrainState._make(
+    specs = _worker_step.TrainState._make(
         (replicated, replicated, layout.specs, replicated, replicated)
     )
     return _place(state._replace(opt_state=opt_state), specs, mesh)

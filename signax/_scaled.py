@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _votes, _workers
+from signax import _rules, _votes, _workers
 from signax.wire import _ballot, _bits, _server, _slices
 
 
@@ -170,7 +170,7 @@ def _mean(slices, worker, received):
     first, rest = jax.tree.map(lambda x: x[0], rows), jax.tree.map(lambda x: x[1:], rows)
     add = lambda total, row: (total + said(row), None)  # noqa: E731
     total, _ = jax.lax.scan(add, said(first), rest, unroll=min(16, max(1, len(rest[0]))))
-    return _votes.mean_over_voters(total, received.voters, jnp.float32) * unit
+    return _rules.mean_over_voters(total, received.voters, jnp.float32) * unit
 
 
 def _mean_magnitudes(v, leaf, num_coordinates):

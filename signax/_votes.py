@@ -15,20 +15,18 @@ Richtarik, 2021, arXiv:1905.12938, Algorithms 2 and 3.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _workers
+from signax import _rules, _workers
 from signax.signs import _random, _sign
-from signax.wire import _ballot, _bits, _server
+from signax.wire import _ballot, _server
 
-Ties = Literal["zero", "random"]
 OnNonfinite = Literal["abstain", "propagate", "error"]
-Planes = Sequence[jax.Array]
 
 # Two tags: with one, the coin of a tie would equal worker 0's own coin.
 _OWN_COIN, _TIE_COIN = 0x4F574E43, 0x54494543
@@ -42,19 +40,10 @@ class VoteState(NamedTuple):
     num_abstained: jax.Array  # int32[], workers who did not vote at the last step
 
 
-class _Rule(NamedTuple):
-    """How counts become an update."""
-
-    # counts as bit planes, number of rows counted, voters, coins -> planes to send back
-    decide: Callable[[Planes, int, jax.Array, Callable[[], jax.Array]], Planes]
-    # those planes for one leaf, number of workers, voters, size, dtype -> the leaf
-    decode: Callable[[Planes, int, jax.Array, int, Any], jax.Array]
-
-
 def majority_vote(
     axis_name: _workers.AxisName | None,
     *,
-    ties: Ties = "zero",
+    ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
     on_nonfinite: OnNonfinite = "abstain",
@@ -75,7 +64,8 @@ def majority_vote(
       on_nonfinite: What a NaN or an infinity in a worker's update does. "abstain": that worker does
         not vote at this step. "propagate": the update is NaN on all workers, as after `lax.pmean`.
         "error": the step raises a `FloatingPointError` that says how many workers it was (a host
-        callback at each step: for finding the cause, not for long runs).
+        callback at each step: for finding the cause, not for long runs). With the last two a tree
+        that is zero everywhere is a vote like any other.
 
     Returns:
       A transformation that takes any updates, raw or signs, of floating dtype, and returns -1, 0 or
@@ -100,13 +90,13 @@ def majority_vote(
       Bernstein et al., signSGD with Majority Vote is Communication Efficient and Fault Tolerant,
       2019, arXiv:1810.05291; Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 2.
     """
-    return _vote("majority_vote", _MAJORITY, axis_name, ties, key, wire, on_nonfinite)
+    return _vote("majority_vote", _rules.MAJORITY, axis_name, ties, key, wire, on_nonfinite)
 
 
 def average_signs(
     axis_name: _workers.AxisName | None,
     *,
-    ties: Ties = "random",
+    ties: _rules.Ties = "random",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
     on_nonfinite: OnNonfinite = "abstain",
@@ -147,7 +137,7 @@ def average_signs(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 3, lines 9 and 11.
     """
-    return _vote("average_signs", _AVERAGE, axis_name, ties, key, wire, on_nonfinite)
+    return _vote("average_signs", _rules.AVERAGE, axis_name, ties, key, wire, on_nonfinite)
 
 
 def average_gradients(
@@ -159,7 +149,6 @@ def average_gradients(
 
     Args:
       axis_name: The workers' axis or a tuple of axes; None is one worker.
-
       on_nonfinite: "abstain", "propagate" or "error", as for `majority_vote`.
 
     Returns:
@@ -199,15 +188,15 @@ def average_gradients(
 
 def _vote(
     name: str,
-    rules: dict[Ties, _Rule],
+    rules: dict[_rules.Ties, _rules.Rule],
     axis_name: _workers.AxisName | None,
-    ties: Ties,
+    ties: _rules.Ties,
     key: jax.typing.ArrayLike,
     wire: _server.Wire,
     on_nonfinite: OnNonfinite,
 ) -> optax.GradientTransformation:
     """Pack the signs, count them on the servers, decide there, unpack the result."""
-    require_choice(ties, Ties, name, "ties")
+    require_choice(ties, _rules.Ties, name, "ties")
     require_choice(wire, _server.Wire, name, "wire")
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
     rule = rules[ties]
@@ -245,9 +234,9 @@ def _vote(
 def _cast(
     ballot: _ballot.Ballot,
     is_voting: jax.Array,
-    ties: Ties,
+    ties: _rules.Ties,
     coins: Callable[[int], jax.Array],
-) -> Planes:
+) -> _rules.Planes:
     """The planes that this worker sends: their set bits are what the servers count."""
     voting = jnp.where(is_voting, jnp.uint8(255), jnp.uint8(0))
     positive, negative = ballot.positive & voting, ballot.negative & voting
@@ -271,74 +260,6 @@ def make_coins(state: Any, updates: Any, axis_name: _workers.AxisName | None):
 
     own = functools.partial(words, _OWN_COIN, _workers.worker_index(axis_name))
     return own, functools.partial(words, _TIE_COIN, 0)
-
-
-def _majority_or_zero(counts, num_rows, voters, coins):
-    del voters, coins
-    positive, tie = _bits.compare_planes(counts, num_rows // 2)  # counted: sum of signs + M
-    return [positive, ~(positive | tie)]
-
-
-def _majority_or_coin(counts, num_rows, voters, coins):
-    del num_rows
-    positive, half = _bits.compare_planes(counts, voters // 2)  # counted: votes for +1
-    is_even = jnp.where(voters % 2 == 0, jnp.uint8(255), jnp.uint8(0))
-    return [positive | (half & is_even & coins())]
-
-
-def _all_counts(counts, num_rows, voters, coins):
-    del num_rows, voters, coins
-    return counts
-
-
-def _decode_ternary(planes, num_workers, voters, size, dtype):
-    del num_workers, voters
-    return _bits.unpack_planes(planes, (1, -1), size, dtype)
-
-
-def _decode_binary(planes, num_workers, voters, size, dtype):
-    del num_workers
-    sign = _bits.unpack_planes(planes, (2,), size, jnp.float32) - 1.0
-    return jnp.where(voters > 0, sign, 0.0).astype(dtype)
-
-
-def _decode_mean_ternary(planes, num_workers, voters, size, dtype):
-    return mean_over_voters(_total(planes, size) - num_workers, voters, dtype)
-
-
-def _decode_mean_binary(planes, num_workers, voters, size, dtype):
-    del num_workers
-    return mean_over_voters(2 * _total(planes, size) - voters, voters, dtype)
-
-
-def _total(planes, size):
-    return _bits.unpack_planes(planes, [2**k for k in range(len(planes))], size, jnp.int32)
-
-
-def mean_over_voters(total, voters, dtype):
-    """total / voters, rounded alike in every program.
-
-    XLA turns x / scalar into x * (1 / scalar) in some programs and not in others, and 3 * (1 / 7)
-    is not 3 / 7: replicas under vmap and shard_map would differ in the last bit. So the quotient's
-    first 12 bits are multiplied back, exactly as long as there are fewer than 4,096 workers, and
-    what they leave is divided again.
-    """
-    total = total.astype(jnp.float32)
-    voters = jnp.maximum(voters, 1).astype(jnp.float32)
-    inverse = 1.0 / voters
-    bits = jax.lax.bitcast_convert_type(total * inverse, jnp.uint32)
-    head = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFF000), jnp.float32)
-    return (head + (total - head * voters) * inverse).astype(dtype)
-
-
-_MAJORITY: dict[Ties, _Rule] = {
-    "zero": _Rule(_majority_or_zero, _decode_ternary),
-    "random": _Rule(_majority_or_coin, _decode_binary),
-}
-_AVERAGE: dict[Ties, _Rule] = {
-    "zero": _Rule(_all_counts, _decode_mean_ternary),
-    "random": _Rule(_all_counts, _decode_mean_binary),
-}
 
 
 def init_state(params: Any, key: jax.typing.ArrayLike) -> VoteState:
@@ -369,7 +290,7 @@ def handle_nonfinite(
 def _raise_if_absent(num_absent: Any, name: str) -> None:
     if num_absent > 0:
         raise FloatingPointError(
-            f"signax.{name}: the updates of {num_absent} workers hold a NaN or an infinity at this"
+            f"signax.{name}: a NaN or an infinity in the updates of {num_absent} worker(s) at this"
             ' step. With on_nonfinite="abstain" these workers would not vote and training would go'
             " on; jax_debug_nans finds where the first NaN arises."
         )

@@ -18,9 +18,11 @@ from signax.experiments import cli, default_config
 from signax.experiments.checkpoint import Checkpoints
 from signax.experiments.config_flag import field_names
 from signax.experiments.default_config import Config
+from signax.experiments.errors import DriftError
 from signax.experiments.experiment import make_experiment
 from signax.experiments.optimizers import OPTIMIZERS, make_optimizer
-from signax.experiments.train import train
+from signax.experiments.train import _Run, train
+from signax.experiments.workdir import Workdir
 from workers import run_python
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -137,6 +139,28 @@ def test_a_run_goes_on_with_another_number_of_workers_if_asked():
     resumed = train(fewer, Path("run"), resume=True, change_num_workers="mean")
     assert (resumed.step, resumed.num_workers, resumed.is_finished) == (25, 2, True)
     assert json.loads(Path("run/run.json").read_text())["num_workers"] == 2
+
+
+def test_a_run_whose_workers_drift_apart_names_the_leaf_and_the_last_checkpoint():
+    experiment = make_experiment(short_config(num_workers=2))
+    folder = Workdir(Path("run"), {}, 2, resume=False, overwrite=False)
+    state = experiment.first_state()
+    checkpoints = Checkpoints(folder.path)
+    run = _Run(experiment, folder, checkpoints, state, 1, None)
+    run._check_sync()
+    leaves, treedef = jax.tree.flatten(state.params)
+    rows = [np.asarray(leaves[0]).copy() for _ in range(2)]
+    rows[1].flat[0] = np.nextafter(rows[1].flat[0], np.float32(9))  # one ulp, on one worker
+    buffers = [jax.device_put(r, d) for r, d in zip(rows, run.experiment.mesh.devices, strict=True)]
+    leaves[0] = jax.make_array_from_single_device_arrays(
+        leaves[0].shape, leaves[0].sharding, buffers
+    )
+    run.state = state._replace(params=treedef.unflatten(leaves))
+    path, _ = jax.tree_util.tree_leaves_with_path(state.params)[0]
+    with pytest.raises(DriftError, match="at step 0 the workers no longer hold the same") as caught:
+        run._check_sync()
+    assert jax.tree_util.keystr(path) in str(caught.value)
+    checkpoints.close()
 
 
 def test_rows_after_the_last_checkpoint_are_written_again_not_twice(run: Path):

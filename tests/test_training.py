@@ -441,3 +441,13 @@ def test_two_level_meshes_train():
     spoilt = batches(1)[0].at[jnp.array([0, 5, 6])].set(jnp.nan)  # one worker of host 0, two of 1
     _, history = train(step, signax.init_train_state(params(), tx, two), [spoilt])
     assert history[0]["num_abstained"] == 3
+
+
+def test_simulated_workers_may_have_an_axis_of_another_name():
+    tx = signax.signum(0.1, axis_name="clients")
+    step = signax.simulate_train_step(
+        lambda x, b: jnp.mean((x[None] - b) ** 2), tx, 3, axis_name="clients"
+    )
+    state = signax.init_train_state(jnp.zeros(2), tx, 3, axis_name="clients")
+    state, _ = step(state, jnp.ones((3, 2)))
+    np.testing.assert_allclose(state.params, 0.1, rtol=1e-6)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import reference
 import signax
-from signax import _votes
+from signax import _rules
 from workers import MAPPINGS, WORKERS, Mapped, map_workers, run_python
 
 WIRES = ("packed", "lanes", "float32")
@@ -275,7 +275,7 @@ def test_a_mean_of_signs_is_rounded_alike_in_every_program(num_workers: int):
     # XLA turns x / scalar into x * (1 / scalar), and 3 * (1 / 7) is not 3 / 7 in float32.
     totals = np.arange(-num_workers, num_workers + 1)
     expected = totals.astype(np.float32) / np.float32(num_workers)
-    mean = functools.partial(_votes.mean_over_voters, dtype=jnp.float32)
+    mean = functools.partial(_rules.mean_over_voters, dtype=jnp.float32)
     for voters in (jnp.int32(num_workers), jnp.full(totals.shape, num_workers, jnp.int32)):
         np.testing.assert_array_equal(jax.jit(mean)(jnp.asarray(totals), voters), expected)
         np.testing.assert_array_equal(mean(jnp.asarray(totals), voters), expected)
@@ -426,4 +426,4 @@ def test_on_nonfinite_error_raises_only_at_a_step_with_one():
     assert done.stdout.startswith("clean")
     assert done.returncode != 0
     assert "FloatingPointError" in done.stderr
-    assert "1 workers" in done.stderr
+    assert "in the updates of 1 worker(s)" in done.stderr

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import signax
-from signax.wire import _cost
+from signax.wire import _cost, _hlo
 from workers import WORKERS, worker_mesh
 
 SIZE = 160_000
@@ -63,7 +63,7 @@ ENTRY %main (p: f32[64]) -> f32[256] {
 
 
 def test_async_forms_count_once_and_both_forms_of_groups_are_read():
-    reduce, gather = _cost.read_collectives(HLO)
+    reduce, gather = _hlo.read_collectives(HLO)
     assert reduce.kind == "all-reduce"
     assert reduce.groups == ((0, 1), (2, 3))
     assert reduce.bits == 2 * 1 / 2 * 64 * 32

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from signax import _memory, _votes
+from signax import _memory, _rules, _votes
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.wire import _server
@@ -20,7 +20,7 @@ def distributed_lion(
     *,
     axis_name: AxisName | None = None,
     aggregate: Aggregate = "majority",
-    ties: _votes.Ties = "zero",
+    ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
     on_nonfinite: _votes.OnNonfinite = "abstain",

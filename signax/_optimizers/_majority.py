@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from signax import _memory, _votes
+from signax import _memory, _rules, _votes
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.signs import _noisy
@@ -16,7 +16,7 @@ def sign_sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
     axis_name: AxisName | None = None,
-    ties: _votes.Ties = "zero",
+    ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
     on_nonfinite: _votes.OnNonfinite = "abstain",
@@ -70,7 +70,7 @@ def signum(
     beta: jax.typing.ArrayLike = 0.9,
     *,
     axis_name: AxisName | None = None,
-    ties: _votes.Ties = "zero",
+    ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
     on_nonfinite: _votes.OnNonfinite = "abstain",
@@ -133,7 +133,7 @@ def noisy_sign_sgd(
     *,
     noise: _noisy.Noise = "normal",
     axis_name: AxisName | None = None,
-    ties: _votes.Ties = "zero",
+    ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
     on_nonfinite: _votes.OnNonfinite = "abstain",

@@ -106,9 +106,11 @@ def scale_by_stochastic_sign(
 
     Returns:
       A transformation whose updates hold -1 and +1 (with `rescale`: -R and +R, and 0 in a leaf
-      whose R is 0) in the dtype and shape of the gradient. A zero
-      coordinate, also of a leaf that is all zero, is a fair coin. A tree that is all zero gives
-      zeros and one with a NaN or infinity gives NaN everywhere: both abstain in the vote.
+      whose R is 0) in the dtype and shape of the gradient. A zero coordinate, also of a leaf that
+      is all zero, is a fair coin. Where every R is 0, as for a tree that is all zero with a scale
+      of its own, the result is zero; with a NaN or an infinity in the tree it is NaN everywhere.
+      Both abstain in the vote. An all-zero tree under a shared or fixed R > 0 gives fair coins, as
+      its mean of zero asks.
 
     Raises:
       ValueError: If the scale is not positive, or an axis is not bound at update.

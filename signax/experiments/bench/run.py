@@ -32,7 +32,8 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
         return _measure(settings, ("steps",))
     if settings.processes:
         command = processes.python("bench", *without(argv, "--processes", "--bandwidth"))
-        return processes.run(command, settings.processes, settings.bandwidth, settings.workdir)
+        status = processes.run(command, settings.processes, settings.bandwidth, settings.workdir)
+        return status or _note_settings(settings)
     if len(settings.parts) == 1:
         return _measure(settings, settings.parts)
     return _run_apart(settings, argv)
@@ -55,6 +56,14 @@ def _run_apart(settings: Settings, argv: Sequence[str]) -> int:
         merged = {**one, **merged, **{k: merged.get(k, []) + one[k] for k in ("groups", "bits")}}
     merged["settings"] = settings.to_json()
     _write(settings.workdir, merged)
+    return 0
+
+
+def _note_settings(settings: Settings) -> int:
+    """Writes down how many processes and what network: they themselves were not told."""
+    path = settings.workdir / "bench.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "settings": settings.to_json()}, indent=2) + "\n")
     return 0
 
 

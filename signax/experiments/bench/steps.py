@@ -20,7 +20,7 @@ from signax.experiments.bench.settings import Settings
 from signax.experiments.bench.timing import Call, Group
 from signax.experiments.errors import unknown_name
 from signax.experiments.workers import AXIS_NAME
-from signax.wire import _cost
+from signax.wire import _hlo
 
 _NONE, _FLOAT32 = "no communication", "float32 pmean"
 _FLAT = "float32 pmean of one flat array"
@@ -147,7 +147,7 @@ class _Exchange:
 
 
 def _notes(compiled: Any, size: int) -> Mapping[str, Any]:
-    report = signax.WireReport(tuple(_cost.read_collectives(compiled.as_text())), size)
+    report = signax.WireReport(tuple(_hlo.read_collectives(compiled.as_text())), size)
     return {
         "bits_per_coordinate": report.bits_per_coordinate,
         "num_collectives": report.num_collectives,

@@ -1,0 +1,98 @@
+"""Who wins? From the counts of a server's coordinates to what the workers are told.
+
+With M workers, V of them voting, the servers count set bits. One bit per worker counts the votes
+for +1, c; two bits per worker, sign + 1, count s + M, the sum of signs moved up by M:
+
+    majority, ties="random":  sign(2 c - V), a coin at 0      average:  (2 c - V) / V
+    majority, ties="zero":    sign(s)                         average:  s / V
+
+`decide` runs on the server and on packed words; `decode` runs everywhere, on what came back.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from signax.wire import _bits
+
+Ties = Literal["zero", "random"]
+Planes = Sequence[jax.Array]
+
+
+class Rule(NamedTuple):
+    """How counts become an update."""
+
+    # counts as bit planes, number of rows counted, voters, coins -> planes to send back
+    decide: Callable[[Planes, int, jax.Array, Callable[[], jax.Array]], Planes]
+    # those planes for one leaf, number of workers, voters, size, dtype -> the leaf
+    decode: Callable[[Planes, int, jax.Array, int, Any], jax.Array]
+
+
+def _majority_or_zero(counts, num_rows, voters, coins):
+    del voters, coins
+    positive, tie = _bits.compare_planes(counts, num_rows // 2)  # counted: sum of signs + M
+    return [positive, ~(positive | tie)]
+
+
+def _majority_or_coin(counts, num_rows, voters, coins):
+    del num_rows
+    positive, half = _bits.compare_planes(counts, voters // 2)  # counted: votes for +1
+    is_even = jnp.where(voters % 2 == 0, jnp.uint8(255), jnp.uint8(0))
+    return [positive | (half & is_even & coins())]
+
+
+def _all_counts(counts, num_rows, voters, coins):
+    del num_rows, voters, coins
+    return counts
+
+
+def _decode_ternary(planes, num_workers, voters, size, dtype):
+    del num_workers, voters
+    return _bits.unpack_planes(planes, (1, -1), size, dtype)
+
+
+def _decode_binary(planes, num_workers, voters, size, dtype):
+    del num_workers
+    sign = _bits.unpack_planes(planes, (2,), size, jnp.float32) - 1.0
+    return jnp.where(voters > 0, sign, 0.0).astype(dtype)
+
+
+def _decode_mean_ternary(planes, num_workers, voters, size, dtype):
+    return mean_over_voters(_total(planes, size) - num_workers, voters, dtype)
+
+
+def _decode_mean_binary(planes, num_workers, voters, size, dtype):
+    del num_workers
+    return mean_over_voters(2 * _total(planes, size) - voters, voters, dtype)
+
+
+def _total(planes, size):
+    return _bits.unpack_planes(planes, [2**k for k in range(len(planes))], size, jnp.int32)
+
+
+def mean_over_voters(total, voters, dtype):
+    """total / voters, rounded alike in every program.
+
+    XLA turns x / scalar into x * (1 / scalar) in some programs and not in others, and 3 * (1 / 7)
+    is not 3 / 7: replicas under vmap and shard_map would differ in the last bit. So the quotient's
+    first 12 bits are multiplied back, exactly as long as there are fewer than 4,096 workers, and
+    what they leave is divided again.
+    """
+    total = total.astype(jnp.float32)
+    voters = jnp.maximum(voters, 1).astype(jnp.float32)
+    inverse = 1.0 / voters
+    bits = jax.lax.bitcast_convert_type(total * inverse, jnp.uint32)
+    head = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFF000), jnp.float32)
+    return (head + (total - head * voters) * inverse).astype(dtype)
+
+
+MAJORITY: dict[Ties, Rule] = {
+    "zero": Rule(_majority_or_zero, _decode_ternary),
+    "random": Rule(_majority_or_coin, _decode_binary),
+}
+AVERAGE: dict[Ties, Rule] = {
+    "zero": Rule(_all_counts, _decode_mean_ternary),
+    "random": Rule(_all_counts, _decode_mean_binary),
+}

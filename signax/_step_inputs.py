@@ -1,0 +1,61 @@
+"""What a step refuses before it is compiled: a batch that cannot be shared, a state of others."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from signax import _layout
+
+
+def require_divisible(batch: Any, mesh: Any, axes: tuple[str, ...], accumulate_steps: int) -> None:
+    num_workers = _layout.num_rows(PartitionSpec(axes), mesh)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        size = jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
+        if size is None or size % (num_workers * accumulate_steps):
+            parts = f"{num_workers} workers"
+            if accumulate_steps > 1:
+                parts += f" x accumulate_steps={accumulate_steps}"
+            raise ValueError(
+                f"the batch leaf {jax.tree_util.keystr(path) or '(the whole batch)'} has"
+                f" {'no leading axis' if size is None else f'{size} rows'}, which {parts} cannot"
+                " share equally. The leading axis is the global batch: drop or pad the last rows."
+            )
+
+
+def require_stacked(opt_state: Any, expected: Any, specs: Any, mesh: Any) -> None:
+    """Refuses a state in which worker-local leaves are not there once for each worker."""
+    if jax.tree.structure(opt_state) != jax.tree.structure(expected):
+        raise ValueError(
+            "the optimizer state does not belong to this optimizer: it has the structure"
+            f" {jax.tree.structure(opt_state)}, and the optimizer's is"
+            f" {jax.tree.structure(expected)}. Make it with signax.init_train_state (or"
+            " signax.init_opt_state) and the same tx."
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    wanted = zip(
+        jax.tree.leaves(expected), jax.tree.leaves(specs, is_leaf=_layout.is_spec), strict=True
+    )
+    for (path, leaf), (want, spec) in zip(leaves, wanted, strict=True):
+        num_rows = _layout.num_rows(spec, mesh) if spec else None
+        shape = want.shape if num_rows is None else (num_rows, *want.shape)
+        if jnp.shape(leaf) == shape:
+            continue
+        where = f"the optimizer state at {jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}"
+        if num_rows is not None and jnp.shape(leaf) == want.shape:
+            raise ValueError(
+                f"{where}: one copy, where each of the {num_rows} workers needs its own (shape"
+                f" {shape}). tx.init alone does not know the workers: make the state with"
+                " signax.init_train_state(params, tx, mesh) or signax.init_opt_state(tx, params,"
+                " mesh)."
+            )
+        if num_rows is not None and jnp.shape(leaf)[1:] == want.shape:
+            raise ValueError(
+                f"{where}: the state of {jnp.shape(leaf)[0]} workers, given to {num_rows}. To go on"
+                " with another number of workers use signax.change_num_workers(state, tx, mesh)."
+            )
+        raise ValueError(
+            f"{where}, but these parameters need {shape}. Make the state with"
+            " signax.init_train_state and the parameters that you train."
+        )
