@@ -98,19 +98,42 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
     def update(updates, state, params=None, **extra_args):
         new_updates, new_state = inner.update(updates, state, params, **extra_args)
-        is_finite = _sign.all_finite(updates, new_updates)
+        looked_at = new_updates
+        if _is_in(new_updates, new_state):
+            # The update is the memory, as a momentum is. To know whether it may be kept it is
+            # computed once only to be looked at, and then again where it is kept: a second pass
+            # costs less than a candidate as large as the model beside the old momentum.
+            seen = jax.lax.optimization_barrier((updates, state))
+            looked_at, _ = inner.update(*seen, params, **extra_args)
+        is_finite = _sign.all_finite(updates, looked_at)
 
         def keep(new, old):
             is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
             is_shared = is_key or jnp.issubdtype(old.dtype, jnp.integer)
             return new if is_shared else jnp.where(is_finite, new, old)
 
-        new_updates = jax.tree.map(
-            lambda u: jnp.where(is_finite, u, jnp.full_like(u, jnp.nan)), new_updates
-        )
-        return new_updates, jax.tree.map(keep, new_state, state)
+        def mark(update):
+            return jnp.where(is_finite, update, jnp.full_like(update, jnp.nan))
+
+        kept_state = jax.tree.map(keep, new_state, state)
+        return jax.tree.map(mark, _read(new_updates, new_state, kept_state)), kept_state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _is_in(updates: Any, state: Any) -> bool:
+    """Whether every update is, as an array and not only in value, a leaf of the state."""
+    return {id(u) for u in jax.tree.leaves(updates)} <= {id(s) for s in jax.tree.leaves(state)}
+
+
+def _read(updates: Any, new_state: Any, kept_state: Any) -> Any:
+    """The updates, each that is a leaf of `new_state` read from where it is kept."""
+    kept = dict(zip(map(id, jax.tree.leaves(new_state)), jax.tree.leaves(kept_state), strict=True))
+    # Without the barrier XLA computes the leaf anew for the reader, from the old memory, of which
+    # it then has to make a copy before the new one is written over it.
+    return jax.tree.map(
+        lambda u: jax.lax.optimization_barrier(kept[id(u)]) if id(u) in kept else u, updates
+    )
 
 
 def guarded(
