@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import signax
 from signax.experiments import cli
-from signax.experiments.bench import bench_command, bits, network, processes, steps, timing
+from signax.experiments.bench import bench_command, bits, c_loop, network, processes, steps, timing
 from signax.experiments.bench.settings import parse_bandwidth, parse_parts, parse_sizes
 from signax.experiments.errors import UsageError
 from workers import run_python
@@ -240,3 +243,10 @@ def test_a_process_that_fails_stops_the_others():
     code = "import os, time; os.environ['JAX_PROCESS_ID'] == '1' and os._exit(3); time.sleep(600)"
     with pytest.raises(UsageError, match="process 1 of 2 ended with exit status 3"):
         processes.run([sys.executable, "-c", code], 2, None, Path("logs"))
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_the_loop_in_c_packs_what_pack_bits_packs():
+    g = jnp.asarray(np.random.default_rng(0).standard_normal(64 * 100, np.float32))
+    words = c_loop.packing(g)()  # type: ignore[misc]
+    np.testing.assert_array_equal(words.view(np.uint8), signax.pack_bits(g > 0))

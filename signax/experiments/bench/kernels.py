@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import signax
-from signax.experiments.bench import model
+from signax.experiments.bench import c_loop, model
 from signax.experiments.bench.timing import Group
 from signax.wire import _bits
 
@@ -55,16 +55,15 @@ def groups(size: int, num_leaves: int, *, is_quick: bool = False) -> Iterator[Ca
 
 def _sign_and_pack(size: int) -> Group:
     g = _normal(size)
-    return _group(
-        "sign + pack",
-        size,
-        {
-            _MEMORY: _call(jnp.sum, g),
-            _TEXTBOOK: _call(lambda g: jnp.sign(g).astype(jnp.int8), g),
-            _OURS: _call(lambda g: signax.pack_bits(g > 0), g),
-            "signax, zeros and NaN told apart": _call(_bits.pack_signs, g),
-        },
-    )
+    calls = {
+        _MEMORY: _call(jnp.sum, g),
+        _TEXTBOOK: _call(lambda g: jnp.sign(g).astype(jnp.int8), g),
+        _OURS: _call(lambda g: signax.pack_bits(g > 0), g),
+        "signax, zeros and NaN told apart": _call(_bits.pack_signs, g),
+    }
+    if jax.default_backend() == "cpu" and (in_c := c_loop.packing(g)):
+        calls["a loop in C"] = in_c
+    return _group("sign + pack", size, calls)
 
 
 def _stochastic_sign_and_pack(size: int) -> Group:
