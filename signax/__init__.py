@@ -32,6 +32,7 @@ from signax._memory import EmaFromFirstGradientState, abstaining, ema_from_first
 from signax._freezing import freeze
 from signax._warmup import WarmupState, warmup
 from signax._skipping import SkipTogetherState, skip_together
+from signax._local_updates import LocalUpdatesState, local_updates
 
 # 5. The named algorithms.
 from signax._optimizers._adam import OneBitAdamState, one_bit_adam
@@ -57,6 +58,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "EmaFromFirstGradientState",
     "ErrorFeedbackState",
+    "LocalUpdatesState",
     "NoisySignState",
     "OneBitAdamState",
     "Scale",
@@ -85,6 +87,7 @@ __all__ = [
     "from_worker",
     "init_opt_state",
     "init_train_state",
+    "local_updates",
     "local_value_and_grad",
     "majority_vote",
     "make_train_step",

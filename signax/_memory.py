@@ -107,18 +107,27 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
             looked_at, _ = inner.update(*seen, params, **extra_args)
         is_finite = _sign.all_finite(updates, looked_at)
 
-        def keep(new, old):
-            is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
-            is_shared = is_key or jnp.issubdtype(old.dtype, jnp.integer)
-            return new if is_shared else jnp.where(is_finite, new, old)
-
         def mark(update):
             return jnp.where(is_finite, update, jnp.full_like(update, jnp.nan))
 
-        kept_state = jax.tree.map(keep, new_state, state)
+        kept_state = kept_where(is_finite, new_state, state)
         return jax.tree.map(mark, _read(new_updates, new_state, kept_state)), kept_state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def kept_where(is_good: jax.Array, new_state: Any, old_state: Any) -> Any:
+    """The new memory of a worker, or where a bool scalar says so its old one.
+
+    Integers and keys always advance: all workers share them.
+    """
+
+    def keep(new, old):
+        is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+        is_shared = is_key or jnp.issubdtype(old.dtype, jnp.integer)
+        return new if is_shared else jnp.where(is_good, new, old)
+
+    return jax.tree.map(keep, new_state, old_state)
 
 
 def _is_in(updates: Any, state: Any) -> bool:

@@ -6,22 +6,41 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from signax import _layout
+from signax import _layout, _local_updates
 
 
-def require_divisible(batch: Any, mesh: Any, axes: tuple[str, ...], accumulate_steps: int) -> None:
+def require_divisible(
+    batch: Any, mesh: Any, axes: tuple[str, ...], accumulate_steps: int, local_steps: int
+) -> None:
     num_workers = _layout.num_rows(PartitionSpec(axes), mesh)
+    shares = num_workers * accumulate_steps * local_steps
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         size = jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
-        if size is None or size % (num_workers * accumulate_steps):
+        if size is None or size % shares:
             parts = f"{num_workers} workers"
             if accumulate_steps > 1:
                 parts += f" x accumulate_steps={accumulate_steps}"
+            if local_steps > 1:
+                parts += f" x local_steps={local_steps}"
             raise ValueError(
                 f"the batch leaf {jax.tree_util.keystr(path) or '(the whole batch)'} has"
                 f" {'no leading axis' if size is None else f'{size} rows'}, which {parts} cannot"
                 " share equally. The leading axis is the global batch: drop or pad the last rows."
             )
+
+
+def require_steps(tx: Any, accumulate_steps: int, local_steps: int) -> None:
+    """Refuses numbers of steps that mean nothing, and local steps without an optimizer for them."""
+    for name, number in {"accumulate_steps": accumulate_steps, "local_steps": local_steps}.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}={number!r}: must be an integer, 1 or more.")
+    if local_steps > 1 and not isinstance(tx, _local_updates.LocalUpdates):
+        raise ValueError(
+            f"local_steps={local_steps} needs an optimizer for the steps that a worker takes alone"
+            " beside the one for what is exchanged after them: make both with"
+            " signax.local_updates(inner, outer), such as signax.local_updates(optax.sgd(0.1),"
+            " signax.sign_sgd(0.01, axis_name=...)), and put no other wrapper around it."
+        )
 
 
 def require_stacked(opt_state: Any, expected: Any, specs: Any, mesh: Any) -> None:

@@ -70,6 +70,7 @@ def make_train_step(
     axis_names: tuple[str, ...] | None = None,
     has_aux: bool = False,
     accumulate_steps: int = 1,
+    local_steps: int = 1,
     state_specs: Any = None,
     check_vma: bool = True,
 ) -> Step:
@@ -88,22 +89,26 @@ def make_train_step(
       has_aux: Whether `loss_fn` also returns metrics.
       accumulate_steps: k: each worker's batch is cut into k micro-batches whose gradients are
         averaged before the vote.
+      local_steps: k: each worker's batch is cut into k, one for each step that it takes alone
+        before the exchange; `tx` is then `local_updates(inner, outer)`. A step of the state is a
+        round of k, and `metrics` are means over it.
       state_specs: Overrides the layout that `signax.state_specs` infers.
       check_vma: Whether `jax.shard_map` checks types. Turn it off only for a loss that the check
         refuses, such as a `lax.scan` that starts from plain zeros.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, jitted; it donates `state`. Leaves of `batch` have a
-      leading axis that M * accumulate_steps divides; worker n gets the n-th part. `metrics` is a
-      flat dict of float32 scalars:
+      leading axis that M * accumulate_steps * local_steps divides; worker n gets the n-th part.
+      `metrics` is a flat dict of float32 scalars:
 
       - `loss`: the mean over the workers whose loss is finite (NaN if none is);
       - `num_abstained`: how many workers did not vote at this step;
       - the entries of `aux`, each the mean over the workers where it is finite.
 
     Raises:
-      ValueError: When called, if the batch cannot be divided, the state was not made by
-        `init_train_state` or `init_opt_state`, or its M is not the mesh's.
+      ValueError: If `local_steps` is above 1 and `tx` is not from `local_updates`. When called, if
+        the batch cannot be divided, the state was not made by `init_train_state` or
+        `init_opt_state`, or its M is not the mesh's.
 
     Example:
       >>> mesh = signax.make_worker_mesh(2)
@@ -114,14 +119,15 @@ def make_train_step(
       >>> print(state.params, metrics["loss"])
       0.5 5.0
     """
+    _step_inputs.require_steps(tx, accumulate_steps, local_steps)
     axes = tuple(mesh.axis_names if axis_names is None else axis_names)
-    worker_step = make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps)
+    worker_step = make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps, local_steps)
 
     def step(state, batch):
         layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
         specs = layout.specs
         _step_inputs.require_stacked(state.opt_state, layout.state, specs, mesh)
-        _step_inputs.require_divisible(batch, mesh, axes, accumulate_steps)
+        _step_inputs.require_divisible(batch, mesh, axes, accumulate_steps, local_steps)
         replicated = PartitionSpec()
         state_spec = TrainState._make((replicated, replicated, specs, replicated, replicated))
 
@@ -150,6 +156,7 @@ def simulate_train_step(
     axis_name: str = "workers",
     has_aux: bool = False,
     accumulate_steps: int = 1,
+    local_steps: int = 1,
     state_specs: Any = None,
 ) -> Step:
     """Makes the step of `make_train_step` for M simulated workers on one device.
@@ -166,6 +173,7 @@ def simulate_train_step(
         `init_train_state(params, tx, M, axis_name=...)`.
       has_aux: As for `make_train_step`.
       accumulate_steps: As for `make_train_step`.
+      local_steps: As for `make_train_step`.
       state_specs: As for `make_train_step`.
 
     Returns:
@@ -183,14 +191,17 @@ def simulate_train_step(
       >>> print(state.params)
       0.5
     """
+    _step_inputs.require_steps(tx, accumulate_steps, local_steps)
     mesh = _layout.as_mesh(num_workers, axis_name)
-    worker_step = make_worker_step(loss_fn, tx, (axis_name,), has_aux, accumulate_steps)
+    worker_step = make_worker_step(
+        loss_fn, tx, (axis_name,), has_aux, accumulate_steps, local_steps
+    )
 
     def step(state, batch):
         layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
         specs = layout.specs
         _step_inputs.require_stacked(state.opt_state, layout.state, specs, mesh)
-        _step_inputs.require_divisible(batch, mesh, (axis_name,), accumulate_steps)
+        _step_inputs.require_divisible(batch, mesh, (axis_name,), accumulate_steps, local_steps)
         axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=_layout.is_spec)
         batch = jax.tree.map(lambda x: x.reshape(num_workers, -1, *x.shape[1:]), batch)
         on_workers = jax.vmap(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _workers
+from signax import _local_updates, _workers
 
 Metrics = dict[str, jax.Array]
 Step = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
@@ -57,10 +57,26 @@ def local_value_and_grad(
     return local
 
 
-def make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps) -> Step:
+def make_worker_step(
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    axes: tuple[str, ...],
+    has_aux: bool,
+    accumulate_steps: int,
+    local_steps: int,
+) -> Step:
     """The step as one worker runs it."""
     tx = optax.with_extra_args_support(tx)
-    gradient = local_value_and_grad(_uniform(loss_fn, has_aux), axes, has_aux=True)
+    one_gradient = local_value_and_grad(_uniform(loss_fn, has_aux), axes, has_aux=True)
+
+    def gradient(params, batch, model_state, key):
+        return _accumulate(one_gradient, params, model_state, batch, key, accumulate_steps, axes)
+
+    if local_steps == 1:
+        descend = _one_gradient(gradient, tx, axes)
+    else:
+        assert isinstance(tx, _local_updates.LocalUpdates)
+        descend = _many_gradients(gradient, tx, axes, local_steps)
 
     def worker_step(state, batch):
         key = state.key
@@ -69,11 +85,7 @@ def make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps) -> Step:
                 jax.random.fold_in(key, state.step), _workers.worker_index(axes)
             )
         model_state = _as_varying_floats(state.model_state, axes)
-        (loss, (model_state, aux)), grads = _accumulate(
-            gradient, state.params, model_state, batch, key, accumulate_steps, axes
-        )
-        metrics = _mean_over_finite({"loss": loss} | aux, axes)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=metrics["loss"])
+        updates, opt_state, model_state, metrics = descend(state, model_state, batch, key)
         params = optax.apply_updates(state.params, updates)
         num_abstained = [x for _, x in optax.tree.get_all_with_path(opt_state, "num_abstained")]
         if num_abstained:
@@ -83,6 +95,50 @@ def make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps) -> Step:
         return TrainState(state.step + 1, params, opt_state, model_state, state.key), metrics
 
     return worker_step
+
+
+def _one_gradient(gradient: Callable, tx: Any, axes: tuple[str, ...]) -> Callable:
+    """One gradient on each worker, then the chain."""
+
+    def descend(state, model_state, batch, key):
+        (loss, (model_state, aux)), grads = gradient(state.params, batch, model_state, key)
+        metrics = _mean_over_finite({"loss": loss} | aux, axes)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=metrics["loss"])
+        return updates, opt_state, model_state, metrics
+
+    return descend
+
+
+def _many_gradients(
+    gradient: Callable, tx: _local_updates.LocalUpdates, axes: tuple[str, ...], num_steps: int
+) -> Callable:
+    """A round: inner steps on each worker alone, then the outer chain on how far it came."""
+
+    def descend(state, model_state, batch, key):
+        def one_step(here, item):
+            (params, inner_state, model_state), (i, batch) = here, item
+            step_key = None if key is None else jax.random.fold_in(key, i)
+            (loss, (model_state, aux)), grads = gradient(params, batch, model_state, step_key)
+            updates, inner_state = tx.inner.update(grads, inner_state, params, value=loss)
+            params = optax.apply_updates(params, updates)
+            return (params, inner_state, model_state), {"loss": loss} | aux
+
+        start = _workers.as_varying(state.params, axes)
+        batches = jax.tree.map(lambda x: x.reshape(num_steps, -1, *x.shape[1:]), batch)
+        (end, inner_state, model_state), rows = jax.lax.scan(
+            one_step,
+            (start, state.opt_state.inner_state, model_state),
+            (jnp.arange(num_steps), batches),
+        )
+        means = jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32), axis=0), rows)
+        metrics = _mean_over_finite(means, axes)
+        way = jax.tree.map(jnp.subtract, start, end)
+        updates, opt_state = _local_updates.exchange(
+            tx.outer, way, inner_state, state.opt_state, state.params, value=metrics["loss"]
+        )
+        return updates, opt_state, model_state, metrics
+
+    return descend
 
 
 def _uniform(loss_fn: Callable, has_aux: bool) -> Callable:

@@ -29,6 +29,7 @@ ROOMS = (
     "_warmup",
     "_freezing",
     "_skipping",
+    "_local_updates",
     "_optimizers",
     "_layout",
     "_worker_step",
