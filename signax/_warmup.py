@@ -33,7 +33,7 @@ def warmup(
 
     $$ \text{update}_k = \begin{cases} \text{dense} & k < K \\ \text{inner} & k \ge K \end{cases} $$
 
-    Around one link of a chain, to average in full before compression starts,
+    Around one link of a chain, to average in full before compression starts::
 
         optax.chain(
             signax.warmup(1000, signax.compressed_mean(axis), dense=signax.average_gradients(axis)),

@@ -1,0 +1,32 @@
+"""The page of the public names, room by room, read from `signax/__init__.py`, which lists them."""
+
+import ast
+import re
+from pathlib import Path
+
+
+def page(face: Path) -> str:
+    """Returns `api.md`: one section for each room of `signax/__init__.py`."""
+    lines = ["# API", "", "Every public name has one import path: `signax.<name>`.", ""]
+    for title, names in _rooms(face.read_text()):
+        directives = [f".. autofunction:: signax.{name}" for name in names if not name[0].isupper()]
+        directives += [
+            f".. autoclass:: signax.{name}\n   :members:\n" for name in names if name[0].isupper()
+        ]
+        if directives:
+            lines += [f"## {title}", "", "```{eval-rst}", *directives, "```", ""]
+    return "\n".join(lines)
+
+
+def _rooms(source: str) -> list[tuple[str, list[str]]]:
+    """The comments above the imports, and the names that are imported below each."""
+    rooms = []
+    for block in re.split(r"^# \d+\. ", source, flags=re.MULTILINE)[1:]:
+        title, _, rest = block.partition("\n")
+        imports = [
+            node
+            for node in ast.parse(rest.partition("\n__version__")[0]).body
+            if isinstance(node, ast.ImportFrom) and node.module != "signax"
+        ]
+        rooms.append((title, [alias.name for node in imports for alias in node.names]))
+    return rooms
