@@ -61,6 +61,7 @@ def ema_from_first_gradient(
 
     def update(updates, state, params=None):
         del params
+        _sign.require_real(updates, "ema_from_first_gradient")
         gradient, previous = wide(updates), wide(state.momentum)
         averaged = optax.tree.update_moment(gradient, previous, beta, order=1)
         momentum = jax.tree.map(lambda m, g: jnp.where(state.has_started, m, g), averaged, gradient)
@@ -85,7 +86,13 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
         preconditioner, error feedback.
 
     Returns:
-      A transformation with the state of `inner`.
+      A transformation with the state of `inner`. With `jax_debug_nans` a run whose gradients are
+      finite is undisturbed; in a jitted step a worker still abstains (no NaN leaves the step), and
+      outside of jit JAX raises a `FloatingPointError` where the first NaN arises.
+
+    Raises:
+      ValueError: At update, if a leaf of the memory would change its shape.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.abstaining(optax.ema(0.9, debias=False))
@@ -97,7 +104,9 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
     inner = optax.with_extra_args_support(inner)
 
     def update(updates, state, params=None, **extra_args):
+        _sign.require_real(updates, "abstaining")
         new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        _require_same_shapes(new_state, state)
         is_finite = _sign.all_finite(updates, new_updates)
 
         def keep(new, old):
@@ -105,12 +114,25 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
             is_shared = is_key or jnp.issubdtype(old.dtype, jnp.integer)
             return new if is_shared else jnp.where(is_finite, new, old)
 
-        new_updates = jax.tree.map(
-            lambda u: jnp.where(is_finite, u, jnp.full_like(u, jnp.nan)), new_updates
-        )
+        new_updates = jax.tree.map(lambda u: jnp.where(is_finite, u, jnp.nan), new_updates)
         return new_updates, jax.tree.map(keep, new_state, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _require_same_shapes(new_state: Any, state: Any) -> None:
+    """A gradient of one row would be broadcast against its memory, and the memory lost."""
+    before = jax.tree.leaves(state)
+    for (path, new), old in zip(
+        jax.tree_util.tree_leaves_with_path(new_state), before, strict=True
+    ):
+        if jnp.shape(new) != jnp.shape(old):
+            raise ValueError(
+                f"signax.abstaining: the memory at {jax.tree_util.keystr(path)} was made for"
+                f" parameters of shape {jnp.shape(old)}, and this step would make it"
+                f" {jnp.shape(new)}: the gradients are not those of the parameters that init saw."
+                " Pass gradients of these shapes, or make the state anew with tx.init(params)."
+            )
 
 
 def guarded(

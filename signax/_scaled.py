@@ -100,8 +100,8 @@ def average_scaled_signs(
             residual = jnp.zeros((_cut(params, axis_name).num_words, 8), jnp.float32)
         return ScaledVoteState(*_votes.init_state(params, key), residual)
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
         slices = _cut(updates, axis_name)
         if slices.num_words == 0:

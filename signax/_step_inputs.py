@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from signax import _layout
+from signax import _layout, _worker_step
 
 
 def require_divisible(batch: Any, mesh: Any, axes: tuple[str, ...], accumulate_steps: int) -> None:
@@ -22,6 +22,17 @@ def require_divisible(batch: Any, mesh: Any, axes: tuple[str, ...], accumulate_s
                 f" {'no leading axis' if size is None else f'{size} rows'}, which {parts} cannot"
                 " share equally. The leading axis is the global batch: drop or pad the last rows."
             )
+
+
+def require_train_state(state: Any) -> None:
+    if not isinstance(state, _worker_step.TrainState):
+        raise TypeError(
+            f"the step was given a {type(state).__name__} as its state; it takes the"
+            " signax.TrainState of signax.init_train_state. A checkpoint that is restored without a"
+            " target comes back as plain dicts and lists, in which the optimizer cannot tell its"
+            " memories apart. Give the restore a target: in Orbax,"
+            " args=StandardRestore(signax.init_train_state(params, tx, mesh))."
+        )
 
 
 def require_stacked(opt_state: Any, expected: Any, specs: Any, mesh: Any) -> None:

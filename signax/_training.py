@@ -118,6 +118,7 @@ def make_train_step(
     worker_step = make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps)
 
     def step(state, batch):
+        _step_inputs.require_train_state(state)
         layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
         specs = layout.specs
         _step_inputs.require_stacked(state.opt_state, layout.state, specs, mesh)
@@ -187,6 +188,7 @@ def simulate_train_step(
     worker_step = make_worker_step(loss_fn, tx, (axis_name,), has_aux, accumulate_steps)
 
     def step(state, batch):
+        _step_inputs.require_train_state(state)
         layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
         specs = layout.specs
         _step_inputs.require_stacked(state.opt_state, layout.state, specs, mesh)

@@ -169,8 +169,8 @@ def average_gradients(
     name = "average_gradients"
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         check_updates(updates, axis_name, name)
         with jax.named_scope(f"signax.{name}"):
             is_voting = _sign.all_finite(updates)
@@ -201,8 +201,8 @@ def _vote(
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
     rule = rules[ties]
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         check_updates(updates, axis_name, name)
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
             # Nothing to vote on. Made anew, so that JAX types the empty leaves as replicated.

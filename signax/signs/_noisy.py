@@ -118,8 +118,8 @@ def scale_by_noisy_sign(
         del params
         return NoisySignState(jnp.zeros((), jnp.int32), _random.key_words(key))
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         _workers.require_bound(axis_name, "scale_by_noisy_sign")
         _sign.require_real(updates, "scale_by_noisy_sign")
         updates = jax.tree.map(jnp.asarray, updates)

@@ -136,8 +136,8 @@ def scale_by_stochastic_sign(
             largest = jnp.zeros(_scales.num_scales(jax.tree.leaves(params), scale), jnp.float32)
         return StochasticSignState(jnp.zeros((), jnp.int32), _random.key_words(key), largest)
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         _workers.require_bound(axis_name, "scale_by_stochastic_sign")
         _sign.require_real(updates, "scale_by_stochastic_sign")
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
