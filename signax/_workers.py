@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 AxisName = Hashable | tuple[Hashable, ...]
 
@@ -78,9 +79,13 @@ def in_auto_mode(update: Callable) -> Callable:
     @functools.wraps(update)
     def on_leaves(updates, state, params=None):
         del params
-        if not any(map(is_explicitly_sharded, jax.tree.leaves(updates))):
+        meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(updates)]
+        explicit = [mesh for mesh in meshes if mesh.explicit_axes]
+        if not explicit:
             return update(updates, state)
-        shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
+        shardings = jax.tree.map(
+            lambda x: NamedSharding(explicit[0], jax.typeof(x).sharding.spec), (updates, state)
+        )
         return jax.sharding.auto_axes(update, out_sharding=shardings)(updates, state)
 
     return on_leaves
