@@ -117,7 +117,7 @@ def compressed_mean(
 
     Raises:
       ValueError: For an unknown scope; at init or update, if an axis is not bound.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = optax.chain(signax.compressed_mean("workers"), optax.adamw(1e-3))

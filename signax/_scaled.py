@@ -75,7 +75,7 @@ def average_scaled_signs(
     Raises:
       ValueError: For a `down_dtype` that is not floating; at init (if bidirectional) and update, if
         an axis is not bound; at update, if the gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.average_scaled_signs("workers")

@@ -58,7 +58,7 @@ def noisy_sign(
 
     Raises:
       ValueError: For an unknown noise or a negative b.
-      TypeError: If `g` is not of a floating dtype.
+      TypeError: If `g` is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> print(signax.noisy_sign(0, jnp.array([30.0, -40.0]), 1.0))
@@ -101,7 +101,7 @@ def scale_by_noisy_sign(
 
     Raises:
       ValueError: For an unknown noise or a negative b; at update, for an axis that is not bound.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.scale_by_noisy_sign(0, 1.0, axis_name=None)

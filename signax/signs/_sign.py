@@ -49,7 +49,7 @@ def scaled_sign(g: jax.Array) -> jax.Array:
       infinity.
 
     Raises:
-      TypeError: If `g` is not of a floating dtype.
+      TypeError: If `g` is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> print(signax.scaled_sign(jnp.array([3.0, 0.0, -6.0])))
@@ -90,7 +90,7 @@ def scale_by_scaled_sign(
 
     Raises:
       ValueError: For an unknown scope, or an axis that is not bound at update.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.scale_by_scaled_sign(axis_name=None)
