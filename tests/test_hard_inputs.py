@@ -76,10 +76,21 @@ def start(name: str = "signum") -> signax.TrainState:
 # Rows: values.
 
 
-def float64_keeps_its_dtype() -> list[str]:
+def links_with_coins() -> tuple[optax.GradientTransformation, ...]:
+    return (
+        signax.scale_by_stochastic_sign(5, axis_name=None, scale=1.0),
+        signax.scale_by_noisy_sign(5, 1.0, axis_name=None),
+        signax.scale_by_scaled_sign(5, axis_name=None),
+        signax.majority_vote(None, ties="random", key=5),
+    )
+
+
+def dtypes_under_x64() -> set[str]:
     with jax.enable_x64(True):
         g = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), PARAMS)
-        return [str(leaf.dtype) for m in MAKERS for leaf in jax.tree.leaves(one_step(m, g, g))]
+        updates = [one_step(name, g, g) for name in MAKERS]
+        updates += [tx.update(g, tx.init(g))[0] for tx in links_with_coins()]
+        return {str(leaf.dtype) for leaf in jax.tree.leaves(updates)}
 
 
 def draws_with_64_bits() -> bool:
@@ -87,14 +98,10 @@ def draws_with_64_bits() -> bool:
 
     def draw():
         g = jnp.asarray(np.linspace(-1, 1, 101), jnp.float32)
-        links = (
-            signax.scale_by_stochastic_sign(5, axis_name=None, scale=1.0),
-            signax.scale_by_noisy_sign(5, 1.0, axis_name=None),
-            signax.scale_by_scaled_sign(5, axis_name=None),
-            signax.majority_vote(None, ties="random", key=5),
-        )
         zeros = jnp.zeros_like(g).at[0].set(1)
-        return [np.asarray(tx.update(x, tx.init(x))[0]) for tx in links for x in (g, zeros)]
+        return [
+            np.asarray(tx.update(x, tx.init(x))[0]) for tx in links_with_coins() for x in (g, zeros)
+        ]
 
     narrow = draw()
     with jax.enable_x64(True):
@@ -216,7 +223,7 @@ def injected(**hyperparams: Any) -> tuple[str, bool]:
         "injected": make(0.5, **hyperparams, **scale),
         "plain": signax.ssdm(0.5, **hyperparams, **scale),
     }.items():
-        state, step = tx.init(p), jax.jit(tx.update)
+        state, step = jax.jit(tx.init)(p), jax.jit(tx.update)  # the key is read in init
         for k in range(2):
             g = jax.tree.map(lambda x, k=k: x * (k - 0.25), p)
             update[name], state = step(g, state, p)
@@ -245,7 +252,7 @@ SUBNORMAL = np.float32(1e-40)
 
 TABLE: dict[str, tuple[Callable[[], Any], Any]] = {
     # leaves
-    "float64 under x64": (float64_keeps_its_dtype, ["float64"] * 2 * len(MAKERS)),
+    "float64 under x64": (dtypes_under_x64, {"float64"}),
     "randomness with x64 on and off": (draws_with_64_bits, True),
     "2,000 tiny leaves": (two_thousand_leaves, True),
     "d < M": (fewer_coordinates_than_workers, [[1.0], [0.25], [1.0]]),
