@@ -88,20 +88,21 @@ def links_with_coins() -> tuple[optax.GradientTransformation, ...]:
 def dtypes_under_x64() -> set[str]:
     with jax.enable_x64(True):
         g = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), PARAMS)
-        updates = [one_step(name, g, g) for name in MAKERS]
-        updates += [tx.update(g, tx.init(g))[0] for tx in links_with_coins()]
+        txs = (*(make(1.0) for make in MAKERS.values()), *links_with_coins())
+        updates = [jax.eval_shape(lambda g, tx=tx: tx.update(g, tx.init(g))[0], g) for tx in txs]
         return {str(leaf.dtype) for leaf in jax.tree.leaves(updates)}
 
 
 def draws_with_64_bits() -> bool:
     """Each link's random bits, drawn with and without x64."""
 
+    g = np.linspace(-1, 1, 101).astype(np.float32)
+    zeros = np.eye(1, 101, dtype=np.float32)[0]
+
     def draw():
-        g = jnp.asarray(np.linspace(-1, 1, 101), jnp.float32)
-        zeros = jnp.zeros_like(g).at[0].set(1)
-        return [
-            np.asarray(tx.update(x, tx.init(x))[0]) for tx in links_with_coins() for x in (g, zeros)
-        ]
+        txs = links_with_coins()
+        drawn = jax.jit(lambda *gs: [tx.update(x, tx.init(x))[0] for tx in txs for x in gs])
+        return [np.asarray(x) for x in drawn(g, zeros)]
 
     narrow = draw()
     with jax.enable_x64(True):
