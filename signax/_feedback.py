@@ -72,6 +72,7 @@ def error_feedback(
         return ErrorFeedbackState(residual, inner.init(params))
 
     def update(updates, state, params=None, **extra_args):
+        _sign.require_real(updates, "error_feedback")
         meant = jax.tree.map(jnp.add, _memory.wide(updates), _memory.wide(state.residual))
         said, inner_state = inner.update(meant, state.inner_state, params, **extra_args)
         said = optax.tree.cast_like(said, updates)
@@ -116,7 +117,7 @@ def compressed_mean(
 
     Raises:
       ValueError: For an unknown scope; at init or update, if an axis is not bound.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = optax.chain(signax.compressed_mean("workers"), optax.adamw(1e-3))

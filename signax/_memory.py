@@ -61,6 +61,7 @@ def ema_from_first_gradient(
 
     def update(updates, state, params=None):
         del params
+        _sign.require_real(updates, "ema_from_first_gradient")
         gradient, previous = wide(updates), wide(state.momentum)
         averaged = optax.tree.update_moment(gradient, previous, beta, order=1)
         momentum = jax.tree.map(lambda m, g: jnp.where(state.has_started, m, g), averaged, gradient)
@@ -85,7 +86,13 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
         preconditioner, error feedback.
 
     Returns:
-      A transformation with the state of `inner`.
+      A transformation with the state of `inner`. With `jax_debug_nans` a run whose gradients are
+      finite is undisturbed; in a jitted step a worker still abstains (no NaN leaves the step), and
+      outside of jit JAX raises a `FloatingPointError` where the first NaN arises.
+
+    Raises:
+      ValueError: At update, if a leaf of the memory would change its shape.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.abstaining(optax.ema(0.9, debias=False))
@@ -97,7 +104,9 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
     inner = optax.with_extra_args_support(inner)
 
     def update(updates, state, params=None, **extra_args):
+        _sign.require_real(updates, "abstaining")
         new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        _require_same_shapes(new_state, state)
         looked_at = new_updates
         if _is_in(new_updates, new_state):
             # The update is the memory, as a momentum is. To know whether it may be kept it is
@@ -108,7 +117,7 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
         is_finite = _sign.all_finite(updates, looked_at)
 
         def mark(update):
-            return jnp.where(is_finite, update, jnp.full_like(update, jnp.nan))
+            return jnp.where(is_finite, update, jnp.nan)
 
         kept_state = kept_where(is_finite, new_state, state)
         return jax.tree.map(mark, _read(new_updates, new_state, kept_state)), kept_state
@@ -143,6 +152,21 @@ def _read(updates: Any, new_state: Any, kept_state: Any) -> Any:
     return jax.tree.map(
         lambda u: jax.lax.optimization_barrier(kept[id(u)]) if id(u) in kept else u, updates
     )
+
+
+def _require_same_shapes(new_state: Any, state: Any) -> None:
+    """A gradient of one row would be broadcast against its memory, and the memory lost."""
+    before = jax.tree.leaves(state)
+    for (path, new), old in zip(
+        jax.tree_util.tree_leaves_with_path(new_state), before, strict=True
+    ):
+        if jnp.shape(new) != jnp.shape(old):
+            raise ValueError(
+                f"signax.abstaining: the memory at {jax.tree_util.keystr(path)} was made for"
+                f" parameters of shape {jnp.shape(old)}, and this step would make it"
+                f" {jnp.shape(new)}: the gradients are not those of the parameters that init saw."
+                " Pass gradients of these shapes, or make the state anew with tx.init(params)."
+            )
 
 
 def guarded(

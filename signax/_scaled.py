@@ -75,7 +75,7 @@ def average_scaled_signs(
     Raises:
       ValueError: For a `down_dtype` that is not floating; at init (if bidirectional) and update, if
         an axis is not bound; at update, if the gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.average_scaled_signs("workers")
@@ -100,8 +100,8 @@ def average_scaled_signs(
             residual = jnp.zeros((_cut(params, axis_name).num_words, 8), jnp.float32)
         return ScaledVoteState(*_votes.init_state(params, key), residual)
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
         slices = _cut(updates, axis_name)
         if slices.num_words == 0:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from signax import _layout, _local_updates
+from signax import _layout, _local_updates, _worker_step
 
 
 def require_divisible(
@@ -40,6 +40,17 @@ def require_steps(tx: Any, accumulate_steps: int, local_steps: int) -> None:
             " beside the one for what is exchanged after them: make both with"
             " signax.local_updates(inner, outer), such as signax.local_updates(optax.sgd(0.1),"
             " signax.sign_sgd(0.01, axis_name=...)), and put no other wrapper around it."
+        )
+
+
+def require_train_state(state: Any) -> None:
+    if not isinstance(state, _worker_step.TrainState):
+        raise TypeError(
+            f"the step was given a {type(state).__name__} as its state; it takes the"
+            " signax.TrainState of signax.init_train_state. A checkpoint that is restored without a"
+            " target comes back as plain dicts and lists, in which the optimizer cannot tell its"
+            " memories apart. Give the restore a target: in Orbax,"
+            " args=StandardRestore(signax.init_train_state(params, tx, mesh))."
         )
 
 

@@ -124,6 +124,7 @@ def make_train_step(
     worker_step = make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps, local_steps)
 
     def step(state, batch):
+        _step_inputs.require_train_state(state)
         layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
         specs = layout.specs
         _step_inputs.require_stacked(state.opt_state, layout.state, specs, mesh)
@@ -198,6 +199,7 @@ def simulate_train_step(
     )
 
     def step(state, batch):
+        _step_inputs.require_train_state(state)
         layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
         specs = layout.specs
         _step_inputs.require_stacked(state.opt_state, layout.state, specs, mesh)

@@ -70,13 +70,13 @@ def majority_vote(
     Returns:
       A transformation that takes any updates, raw or signs, of floating dtype, and returns -1, 0 or
       +1 in their shapes and dtypes, the same on all workers. A worker whose tree holds a NaN or an
-      infinity, or is zero everywhere, abstains; if all do, the update is zero. An empty tree
-      passes.
+      infinity, or is zero everywhere, abstains; if all do, the update is zero. Where XLA flushes
+      subnormal numbers, as on CPU, they are zeros. An empty tree passes.
 
     Raises:
       ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, or if the
         gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.majority_vote("workers")
@@ -124,7 +124,7 @@ def average_signs(
     Raises:
       ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, or if the
         gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.average_signs("workers")
@@ -158,7 +158,7 @@ def average_gradients(
 
     Raises:
       ValueError: At update, if an axis is not bound, or if the gradients were already summed.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.average_gradients("workers")
@@ -169,8 +169,8 @@ def average_gradients(
     name = "average_gradients"
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         check_updates(updates, axis_name, name)
         with jax.named_scope(f"signax.{name}"):
             is_voting = _sign.all_finite(updates)
@@ -201,8 +201,8 @@ def _vote(
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
     rule = rules[ties]
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         check_updates(updates, axis_name, name)
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
             # Nothing to vote on. Made anew, so that JAX types the empty leaves as replicated.

@@ -7,11 +7,13 @@ JAX also *types* each value by the axes over which it differs: a worker's gradie
 reads those types.
 """
 
-from collections.abc import Hashable
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 AxisName = Hashable | tuple[Hashable, ...]
 
@@ -60,6 +62,33 @@ def varying_axes(x: Any) -> frozenset[Hashable]:
 def tracked_axes(axis_name: AxisName | None) -> frozenset[Hashable]:
     """Those of the bound axes whose variation JAX tracks here: a worker index must vary."""
     return frozenset(a for a in axes_of(axis_name) if a in varying_axes(jax.lax.axis_index(a)))
+
+
+def is_explicitly_sharded(x: Any) -> bool:
+    """Whether JAX types `x` as cut over a mesh axis in Explicit mode."""
+    return bool(jax.typeof(x).sharding.mesh.explicit_axes)
+
+
+def in_auto_mode(update: Callable) -> Callable:
+    """`update(updates, state, params=None)` where leaves may be sharded over Explicit mesh axes.
+
+    A leaf is flattened to be packed, and in Explicit mode JAX asks for the sharding of every such
+    step. So the compiler chooses it, and what leaves is laid out as what came in.
+    """
+
+    @functools.wraps(update)
+    def on_leaves(updates, state, params=None):
+        del params
+        meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(updates)]
+        explicit = [mesh for mesh in meshes if mesh.explicit_axes]
+        if not explicit:
+            return update(updates, state)
+        shardings = jax.tree.map(
+            lambda x: NamedSharding(explicit[0], jax.typeof(x).sharding.spec), (updates, state)
+        )
+        return jax.sharding.auto_axes(update, out_sharding=shardings)(updates, state)
+
+    return on_leaves
 
 
 def as_varying(params: Any, axis_name: AxisName) -> Any:

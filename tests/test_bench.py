@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,8 @@ def test_no_process_outlives_an_interrupted_run(signum: signal.Signals, tmp_path
         processes.python("bench", *flags, f"--workdir={workdir}"),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
+        limit = threading.Timer(240, process.kill)  # ends the lines below, should it say nothing
+        limit.start()
         try:
             assert process.stdout is not None
             lines = iter(process.stdout.readline, "")
@@ -231,6 +234,7 @@ def test_no_process_outlives_an_interrupted_run(signum: signal.Signals, tmp_path
             process.send_signal(signum)
             process.wait(timeout=60)
         finally:
+            limit.cancel()
             process.kill()
     assert process.returncode == (-9 if signum == signal.SIGKILL else 130)
     deadline = time.monotonic() + 60

@@ -1,6 +1,8 @@
 """The fixtures themselves: what every other test leans on."""
 
+import ast
 import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,23 @@ def test_a_snippet_that_fails_shows_its_traceback():
 def test_a_snippet_that_hangs_is_ended_at_its_time_limit():
     with pytest.raises(subprocess.TimeoutExpired):
         run_python("import time; time.sleep(60)", timeout=1)
+
+
+TESTS = sorted(Path(__file__).parent.glob("*.py"))
+WAITS = ("run", "check_call", "check_output", "call", "communicate", "wait")
+
+
+def waits_in(path: Path) -> list[ast.Call]:
+    """The calls that wait for another process."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = [c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr in WAITS]
+    return [c for c in named if ast.unparse(c.func.value) in ("subprocess", "process")]
+
+
+@pytest.mark.parametrize("path", [p for p in TESTS if waits_in(p)], ids=lambda p: p.name)
+def test_every_wait_for_another_process_has_a_time_limit(path: Path):
+    for call in waits_in(path):
+        assert "timeout" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)
 
 
 def test_strict_dtypes_refuse_implicit_promotion(strict_dtypes: None):

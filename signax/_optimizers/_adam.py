@@ -72,7 +72,7 @@ def one_bit_adam(
     Raises:
       ValueError: For b1 or b2 outside [0, 1); at init or update, for an unbound axis; at update,
         for gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.one_bit_adam(0.1, b1=0.0, b2=0.0, freeze_steps=1)

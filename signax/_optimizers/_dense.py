@@ -38,7 +38,7 @@ def dense_sgd(
 
     Raises:
       ValueError: At update, for an unbound axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.dense_sgd(0.1)

@@ -55,7 +55,7 @@ def ef_sign_sgd(
     Raises:
       ValueError: For an unknown scope; at update, for an unbound axis or gradients already summed
         over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.ef_sign_sgd(0.5)
@@ -120,7 +120,7 @@ def double_squeeze(
     Raises:
       ValueError: For an unknown scope; at init or update, for an unbound axis; at update, for
         gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.double_squeeze(0.5)

@@ -61,7 +61,7 @@ def distributed_lion(
     Raises:
       ValueError: For b1 or b2 outside [0, 1), an unknown `aggregate`, `ties` or `wire`; at update,
         for an unbound axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.distributed_lion(0.01)

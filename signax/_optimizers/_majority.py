@@ -46,7 +46,7 @@ def sign_sgd(
     Raises:
       ValueError: For unknown `ties` or `wire`; at update, for an unbound axis or gradients already
         summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.sign_sgd(0.01)
@@ -105,7 +105,7 @@ def signum(
     Raises:
       ValueError: For beta outside [0, 1), unknown `ties` or `wire`; at update, for an unbound axis
         or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.signum(0.01, beta=0.9)
@@ -173,7 +173,7 @@ def noisy_sign_sgd(
     Raises:
       ValueError: For an unknown noise, `ties` or `wire`, or a negative b; at update, for an unbound
         axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.noisy_sign_sgd(0.01, noise_scale=0.1)

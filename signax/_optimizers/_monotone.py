@@ -42,7 +42,7 @@ def monotone_sign_sgd(
 
     Raises:
       ValueError: At update, without `params`, `value` or `value_fn`.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> f = lambda x: jnp.sum(x ** 2)

@@ -75,7 +75,7 @@ def ssdm(
       ValueError: For beta outside [0, 1), an unknown scale, sign or wire, or `rescale` with blocks,
         a wire other than "packed" or a deterministic sign; at update, for an unbound axis or
         gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.ssdm(0.01, scale=signax.Scale("linf"))

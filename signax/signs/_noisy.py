@@ -58,7 +58,7 @@ def noisy_sign(
 
     Raises:
       ValueError: For an unknown noise or a negative b.
-      TypeError: If `g` is not of a floating dtype.
+      TypeError: If `g` is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> print(signax.noisy_sign(0, jnp.array([30.0, -40.0]), 1.0))
@@ -101,7 +101,7 @@ def scale_by_noisy_sign(
 
     Raises:
       ValueError: For an unknown noise or a negative b; at update, for an axis that is not bound.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.scale_by_noisy_sign(0, 1.0, axis_name=None)
@@ -118,8 +118,8 @@ def scale_by_noisy_sign(
         del params
         return NoisySignState(jnp.zeros((), jnp.int32), _random.key_words(key))
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         _workers.require_bound(axis_name, "scale_by_noisy_sign")
         _sign.require_real(updates, "scale_by_noisy_sign")
         updates = jax.tree.map(jnp.asarray, updates)

@@ -49,7 +49,7 @@ def scaled_sign(g: jax.Array) -> jax.Array:
       infinity.
 
     Raises:
-      TypeError: If `g` is not of a floating dtype.
+      TypeError: If `g` is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> print(signax.scaled_sign(jnp.array([3.0, 0.0, -6.0])))
@@ -62,7 +62,7 @@ def scaled_sign(g: jax.Array) -> jax.Array:
     g = jnp.asarray(g)
     require_real(g, "scaled_sign")
     scaled = jnp.sign(g) * mean_magnitude([g]).astype(g.dtype)
-    return jnp.where(all_finite(g), scaled, jnp.full_like(g, jnp.nan))
+    return jnp.where(all_finite(g), scaled, jnp.nan)
 
 
 def scale_by_scaled_sign(
@@ -90,7 +90,7 @@ def scale_by_scaled_sign(
 
     Raises:
       ValueError: For an unknown scope, or an axis that is not bound at update.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.scale_by_scaled_sign(axis_name=None)
@@ -111,8 +111,8 @@ def scale_by_scaled_sign(
         del params
         return ScaledSignState(jnp.zeros((), jnp.int32), _random.key_words(key))
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         _workers.require_bound(axis_name, "scale_by_scaled_sign")
         require_real(updates, "scale_by_scaled_sign")
         updates = jax.tree.map(jnp.asarray, updates)
@@ -151,13 +151,20 @@ def require_real(updates: Any, link: str) -> None:
     """Raises a `TypeError` naming the first leaf that is not of a real floating dtype."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
         dtype = jax.dtypes.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
+        where = f"signax.{link}: the update at {jax.tree_util.keystr(path) or '(the whole tree)'}"
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"signax.{link}: the update at {jax.tree_util.keystr(path) or '(the whole tree)'}"
-                f" has dtype {dtype}. A vote needs the sign of a real number, so only"
+                f"{where} has dtype {dtype}. A vote needs the sign of a real number, so only"
                 " floating-point leaves can take part. Leave integer and complex leaves out of"
                 " the differentiated parameters (jax.grad's argnums, nnx.Param, optax.partition),"
                 " or cast them to a float."
+            )
+        if jnp.finfo(dtype).bits < 16:
+            raise TypeError(
+                f"{where} has dtype {dtype}. An update keeps the dtype of the gradient, and in 8"
+                " bits a step of a usual learning rate rounds to zero or to twice its size, so"
+                " training would stop or run away without an error. Cast the gradient to bfloat16"
+                " or float32 before the optimizer."
             )
 
 
@@ -174,6 +181,8 @@ def all_finite(*trees: Any) -> jax.Array:
 
 def _is_finite(x: jax.Array) -> jax.Array:
     """One pass. XLA writes the flags of `jnp.all(jnp.isfinite(x))` out before it reduces them."""
+    if _workers.is_explicitly_sharded(x):  # such an array cannot be cut into rows
+        return jnp.all(jnp.isfinite(x))
     is_bad = ~jnp.isfinite(x.reshape(-1))
     whole = x.size - x.size % 512
     rows = is_bad[:whole].astype(jnp.uint8).reshape(-1, 64, 8)

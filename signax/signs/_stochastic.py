@@ -57,7 +57,7 @@ def stochastic_sign(
       a NaN or an infinity.
 
     Raises:
-      TypeError: If `g` is not of a floating dtype.
+      TypeError: If `g` is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> signs = signax.stochastic_sign(0, jnp.array([3.0, 0.0, -4.0]), scale=4.0)
@@ -114,7 +114,7 @@ def scale_by_stochastic_sign(
 
     Raises:
       ValueError: If the scale is not positive, or an axis is not bound at update.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.scale_by_stochastic_sign(0, axis_name=None)
@@ -136,8 +136,8 @@ def scale_by_stochastic_sign(
             largest = jnp.zeros(_scales.num_scales(jax.tree.leaves(params), scale), jnp.float32)
         return StochasticSignState(jnp.zeros((), jnp.int32), _random.key_words(key), largest)
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         _workers.require_bound(axis_name, "scale_by_stochastic_sign")
         _sign.require_real(updates, "scale_by_stochastic_sign")
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
