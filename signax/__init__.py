@@ -27,6 +27,7 @@ from signax._scaled import ScaledVoteState, average_scaled_signs
 from signax._votes import VoteState, average_gradients, average_signs, majority_vote
 
 # 4. What is not forgotten?
+from signax._differences import DifferencesState
 from signax._feedback import ErrorFeedbackState, compressed_mean, error_feedback
 from signax._memory import EmaFromFirstGradientState, abstaining, ema_from_first_gradient
 from signax._freezing import freeze
@@ -36,6 +37,7 @@ from signax._skipping import SkipTogetherState, skip_together
 # 5. The named algorithms.
 from signax._optimizers._adam import OneBitAdamState, one_bit_adam
 from signax._optimizers._dense import dense_sgd
+from signax._optimizers._differences import diana, ef21
 from signax._optimizers._feedback import double_squeeze, ef_sign_sgd
 from signax._optimizers._lion import distributed_lion
 from signax._optimizers._majority import noisy_sign_sgd, sign_sgd, signum
@@ -55,6 +57,7 @@ from signax import theory
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "DifferencesState",
     "EmaFromFirstGradientState",
     "ErrorFeedbackState",
     "NoisySignState",
@@ -76,8 +79,10 @@ __all__ = [
     "change_num_workers",
     "compressed_mean",
     "dense_sgd",
+    "diana",
     "distributed_lion",
     "double_squeeze",
+    "ef21",
     "ef_sign_sgd",
     "ema_from_first_gradient",
     "error_feedback",

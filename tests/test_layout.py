@@ -26,6 +26,7 @@ ROOMS = (
     "_scaled",
     "_memory",
     "_feedback",
+    "_differences",
     "_warmup",
     "_freezing",
     "_skipping",
