@@ -49,7 +49,8 @@ class Scale:
       shared: Whether all workers use the largest of their norms.
       running: Whether R is the largest norm so far (StoSignSGD, Yu et al. 2026, arXiv:2604.15416):
         it never falls, so the step size follows the gradient down; scope=1, the maximum of each
-        coordinate, is the paper's. The maximum is the worker's own, or with `shared` the largest of all workers.
+        coordinate, is the paper's. The maximum is the worker's own, or with `shared` the largest
+        of all workers.
       share_every: k, for a running maximum that is not `shared`: at the steps 0, k, 2k, ... every
         worker takes over the largest maximum of all (one `pmax`); in between it may only raise its
         own. At most those whose gradients grew since then differ from the others, and 1/k of the
