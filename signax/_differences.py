@@ -75,7 +75,9 @@ def compressed_differences(
         said = jax.tree.map(jnp.multiply, signs, scales)
         link: Any
         if compressor.is_shared:
-            mean_sign, link = average.update(signs, state.link)
+            # Signs are zero where every scale is: such a worker has said "no change" and counts.
+            spoken = jax.tree.map(lambda s: jnp.where(s == 0, jnp.ones_like(s), s), signs)
+            mean_sign, link = average.update(spoken, state.link)
             mean = jax.tree.map(jnp.multiply, mean_sign, scales)
         else:
             mean, link = average.update(said, state.link)

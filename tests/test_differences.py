@@ -287,6 +287,17 @@ def test_one_bit_up_and_a_count_or_a_mean_down(make: Any, kinds: list[str], down
     assert bits.get("all-reduce", 0) <= 2 * 3 * 32 * 7 / 8 / size
 
 
+@pytest.mark.parametrize("make", [lambda: signax.diana(1.0, 1.0), lambda: signax.ef21(1.0)])
+def test_a_gradient_that_is_known_exactly_is_still_followed(make: Any):
+    """In one dimension a sign says all: the second difference is zero, and h is the gradient."""
+    tx, g = make(), jnp.array([-2.0])
+    state, update = tx.init(g), jax.jit(tx.update)
+    for _ in range(3):
+        updates, state = update(g, state, g)
+        np.testing.assert_array_equal(updates, [2.0])
+        assert optax.tree.get(state, "num_abstained") == 0
+
+
 def test_estimates_of_small_floats_are_kept_in_float32():
     tx = signax.ef21(0.1)
     params = {"w": jnp.ones(3, jnp.bfloat16)}

@@ -755,7 +755,9 @@ def test_sign_sgd_with_one_random_gradient_at_a_time_never_leaves_the_line():
     ids=lambda item: item[0],
 )
 def test_chance_or_memory_reaches_the_origin(method: Any):
-    _, value = counterexample(method[1], 10_000, 10)
+    # With a constant step what is left of f falls at least by exp(-0.004) per step: eps = 0.1.
+    num_steps = 10_000 if method[0] == "ssdm" else 4000
+    _, value = counterexample(method[1], num_steps, 10)
     assert float(jnp.median(value, axis=1).max()) <= 1e-4
 
 
@@ -811,7 +813,9 @@ def test_methods_that_know_sizes_reach_the_minimum_of_the_weighted_mean(name: st
     weights = np.array(WEIGHTS[weighting])
     minimum = weights @ OPTIMA / weights.sum()
     # With the step c / k the random ones are after k steps about c R / sqrt(3 M k) = 0.02 away.
-    end = where_it_ends(FOLLOWS[name](decaying), WEIGHTS[weighting], 20_000)
+    # The error of the others falls as (80 / k)^4.
+    num_steps = 20_000 if name.startswith("ssdm") else 3000
+    end = where_it_ends(FOLLOWS[name](decaying), WEIGHTS[weighting], num_steps)
     assert np.abs(end - minimum).max() <= 0.05
 
 
