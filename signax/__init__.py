@@ -24,23 +24,28 @@ from signax.wire._cost import WireReport, wire_bits
 
 # 3. Who wins?
 from signax._scaled import ScaledVoteState, average_scaled_signs
+from signax._columns import average_column_means, scale_by_column_means
 from signax._votes import VoteState, average_gradients, average_signs, majority_vote
 
 # 4. What is not forgotten?
+from signax._differences import DifferencesState
 from signax._feedback import ErrorFeedbackState, compressed_mean, error_feedback
 from signax._memory import EmaFromFirstGradientState, abstaining, ema_from_first_gradient
 from signax._freezing import freeze
 from signax._warmup import WarmupState, warmup
+from signax._bypass import dense_below
 from signax._skipping import SkipTogetherState, skip_together
 from signax._local_updates import LocalUpdatesState, local_updates
 
 # 5. The named algorithms.
 from signax._optimizers._adam import OneBitAdamState, one_bit_adam
 from signax._optimizers._dense import dense_sgd
+from signax._optimizers._differences import diana, ef21
 from signax._optimizers._feedback import double_squeeze, ef_sign_sgd
 from signax._optimizers._lion import distributed_lion
 from signax._optimizers._majority import noisy_sign_sgd, sign_sgd, signum
 from signax._optimizers._monotone import monotone_sign_sgd
+from signax._optimizers._one_bit_sgd import one_bit_sgd
 from signax._optimizers._ssdm import ssdm
 
 # 6. One jitted step on a mesh of workers.
@@ -56,6 +61,7 @@ from signax import theory
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "DifferencesState",
     "EmaFromFirstGradientState",
     "ErrorFeedbackState",
     "LocalUpdatesState",
@@ -72,14 +78,18 @@ __all__ = [
     "WireReport",
     "abstaining",
     "as_varying",
+    "average_column_means",
     "average_gradients",
     "average_scaled_signs",
     "average_signs",
     "change_num_workers",
     "compressed_mean",
+    "dense_below",
     "dense_sgd",
+    "diana",
     "distributed_lion",
     "double_squeeze",
+    "ef21",
     "ef_sign_sgd",
     "ema_from_first_gradient",
     "error_feedback",
@@ -96,8 +106,10 @@ __all__ = [
     "noisy_sign",
     "noisy_sign_sgd",
     "one_bit_adam",
+    "one_bit_sgd",
     "pack_bits",
     "replicas_in_sync",
+    "scale_by_column_means",
     "scale_by_noisy_sign",
     "scale_by_scaled_sign",
     "scale_by_stochastic_sign",

@@ -34,7 +34,8 @@ def change_num_workers(
       mesh: The mesh of M' workers, or the number M' of simulated workers.
       how: What the new workers remember: "mean", the mean over the old workers of each momentum and
         residual (so the pending update is kept), or "zero", nothing. A server's memory, which lies
-        in slices on the workers, is kept as it is and cut anew.
+        in slices on the workers, is kept as it is and cut anew. The mean of the workers' estimates
+        (`ef21`, `diana`) stays their mean: "zero" forgets it, too.
 
     Returns:
       The state for M' workers on the mesh. Leaves that are the same on all workers (parameters,
@@ -62,7 +63,8 @@ def change_num_workers(
 
     def convert(path, spec, want, leaf):
         if not spec:
-            return leaf
+            is_mean = ".mean_estimate" in jax.tree_util.keystr(path)
+            return np.zeros_like(leaf) if is_mean and how == "zero" else leaf
         leaf = np.asarray(leaf)
         shape = (_layout.num_rows(spec, new_mesh), *want.shape)
         if jax.tree_util.keystr(path[-1:]) == ".server_residual":

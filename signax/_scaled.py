@@ -15,6 +15,7 @@ al., "DoubleSqueeze", ICML 2019, arXiv:1905.05957.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -137,7 +138,7 @@ def average_scaled_signs(
 def _answer_in_full(dtype, slices, worker, residual, received):
     """The server's mean, and how many voted."""
     mean = _mean(slices, worker, received).astype(dtype)
-    return _with_voters(mean, received.voters), residual
+    return with_voters(mean, received.voters), residual
 
 
 def _answer_in_signs(coins, slices, worker, residual, received):
@@ -152,20 +153,25 @@ def _answer_in_signs(coins, slices, worker, residual, received):
     is_positive = (v > 0) | ((v == 0) & coin)
     sent = _signed(is_positive, scales[leaf])
     kept = jnp.where(is_coordinate & (received.voters > 0), v - sent, residual)
-    return _with_voters(_bits.pack_bits(is_positive), scales, received.voters), kept
+    return with_voters(_bits.pack_bits(is_positive), scales, received.voters), kept
 
 
 def _mean(slices, worker, received):
     """The voters' mean at each bit of the slice: float32[S, 8]. An absent worker's scale is 0."""
     leaf = _slices.leaf_of_words(slices, worker)
-    # A power of two keeps M scales of 3e38 from adding up to infinity, and changes no bit.
-    unit = 2.0 ** received.bits.shape[0].bit_length()
 
     def said(row):
         bits, scales = row
         bits = jnp.unpackbits(bits, bitorder="little").reshape(-1, 8) == 1
         return _signed(bits, scales[leaf])
 
+    return mean_of_workers(said, received)
+
+
+def mean_of_workers(said: Callable, received: _server.Received) -> jax.Array:
+    """The mean of `said((bits, scales))` over the workers who vote, in their order: float32."""
+    # A power of two keeps M scales of 3e38 from adding up to infinity, and changes no bit.
+    unit = 2.0 ** received.bits.shape[0].bit_length()
     rows = received.bits, received.scales / unit
     first, rest = jax.tree.map(lambda x: x[0], rows), jax.tree.map(lambda x: x[1:], rows)
     add = lambda total, row: (total + said(row), None)  # noqa: E731
@@ -187,7 +193,7 @@ def _signed(is_positive, scale):
     return jnp.where(is_positive, scale[:, None], -scale[:, None])
 
 
-def _with_voters(*parts):
+def with_voters(*parts):
     return jnp.concatenate([_server.to_bytes(part) for part in parts])
 
 

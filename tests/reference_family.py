@@ -121,3 +121,88 @@ def normal_distribution(z: float) -> float:
     """P(N <= z), from the integral of the density (midpoints, to 1e-9 for |z| <= 8)."""
     t = (np.arange(200_000) + 0.5) / 200_000 * z
     return 0.5 + float(np.exp(-t * t / 2).mean() * z / np.sqrt(2 * np.pi))
+
+
+def ef21_step(
+    x: Array,
+    memory: tuple[list, Array, Array],
+    rows: Array,
+    learning_rate: float,
+    beta: float,
+    groups: Groups,
+    is_shared: bool,
+) -> tuple[Array, tuple[list, Array, Array]]:
+    """Fatkhullin et al. 2023, Algorithm 1 (EF21-SGDM), eta = 1 - beta. Memory: v^n, g^n and g.
+
+    The compressor is the scaled sign, of each worker's difference on its own or of all workers'
+    differences laid end to end. A worker who abstains sends c^n = 0; a step without any is skipped.
+    """
+    momenta, estimates, mean = memory
+    votes = reference.is_voter(rows)
+    rule = reference.momentum_from_first_gradient
+    momenta = reference.next_momenta(momenta, rows, beta, rule)
+    difference = {n: momenta[n] - estimates[n] for n in np.flatnonzero(votes)}
+    if not difference:
+        return x, (momenta, estimates, mean)
+    said = np.zeros_like(rows)
+    for group in groups:
+        sizes = {n: np.abs(p[group]).mean() for n, p in difference.items()}
+        for n, p in difference.items():
+            scale = np.mean([*sizes.values()]) if is_shared else sizes[n]
+            said[n, group] = scale * reference.sign(p[group])
+    mean = mean + said.sum(axis=0) / len(rows)
+    return x - learning_rate * mean, (momenta, estimates + said, mean)
+
+
+def diana_step(
+    x: Array,
+    memory: tuple[Array, Array, Array],
+    rows: Array,
+    signs: Array,
+    scales: Array,
+    learning_rate: float,
+    alpha: float,
+    momentum: float,
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """Mishchenko et al. 2019, Algorithm 1, for given random signs. Memory: h_i, h and v.
+
+    Q(p) is the scale of a worker's coordinate times its sign, [M, d]; a worker who abstains says 0.
+    """
+    estimates, mean, v = memory
+    votes = reference.is_voter(rows)
+    said = np.where(votes[:, None], scales * signs, 0.0)  # the compressed differences
+    if not votes.any():
+        v = momentum * v
+        return x - learning_rate * v, (estimates, mean, v)
+    gradient = mean + said.sum(axis=0) / len(rows)
+    v = momentum * v + gradient
+    memory = estimates + alpha * said, mean + alpha * said.sum(axis=0) / len(rows), v
+    return x - learning_rate * v, memory
+
+
+def quantize_columns(p: Array, columns: Groups) -> Array:
+    """Seide et al. 2014, section 3.1: threshold 0; a column's values become their side's mean."""
+    said = np.zeros_like(p)
+    for column in columns:
+        values = p[column]
+        for side in (values >= 0, values < 0):
+            if side.any():
+                said[column[side]] = values[side].mean()
+    return said
+
+
+def one_bit_sgd_step(
+    x: Array, errors: Array, rows: Array, learning_rate: float, columns: Groups
+) -> tuple[Array, Array]:
+    """Seide et al. 2014, (1) and (2) on each worker, and a step along the mean of what is said."""
+    errors, said = errors.copy(), []
+    for n in np.flatnonzero(reference.is_voter(rows)):
+        p = rows[n] + errors[n]
+        said.append(quantize_columns(p, columns))
+        errors[n] = p - said[-1]
+    return x - learning_rate * np.sum(said, axis=0) / max(len(said), 1), errors
+
+
+def sto_sign_probability(g: Array, b: float) -> Array:
+    """Jin et al. 2020, Definition 1: sto-sign(g, b) is +1 with probability (b + g) / (2 b)."""
+    return (b + g) / (2 * b)

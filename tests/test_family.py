@@ -280,6 +280,87 @@ def test_a_running_scale_is_the_largest_norm_so_far(mapped: Mapped, scope: Any, 
     np.testing.assert_array_equal(said, expected)
 
 
+def test_running_maxima_are_shared_at_every_third_step_and_grow_alone_in_between(mapped: Mapped):
+    scale = signax.Scale("linf", "leaf", running=True, share_every=3)
+    tx = signax.scale_by_stochastic_sign(0, axis_name=WORKERS, scale=scale)
+    sizes = jnp.array([[1.0, 5.0, 2.0, 0.1, 6.0], [2.0, 0.5, jnp.nan, 3.0, 0.1]])
+
+    def fn(sizes):
+        state, largest = tx.init(jnp.zeros(2)), []
+        for k in range(5):
+            _, state = tx.update(sizes[k] * jnp.array([0.5, -1.0]), state)
+            largest.append(state.largest[0])
+        return jnp.stack(largest)
+
+    expected = [[2.0, 5.0, 5.0, 5.0, 6.0], [2.0, 2.0, 2.0, 5.0, 5.0]]
+    np.testing.assert_array_equal(mapped(fn, sizes), expected)
+
+
+def test_sharing_maxima_costs_one_branch_with_one_pmax_and_no_other_collective():
+    tx = signax.scale_by_stochastic_sign(
+        0, axis_name=WORKERS, scale=signax.Scale("linf", running=True, share_every=5)
+    )
+    mesh, params = worker_mesh(4), jnp.zeros(1000)
+    state = tx.init(params)
+
+    def step(g, largest):
+        said, new = tx.update(g[0], state._replace(largest=largest[0]))
+        return said[None], new.largest[None]
+
+    rows = jax.P(WORKERS)
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(rows, rows), out_specs=(rows, rows))
+    args = jnp.zeros((4, 1000)), jnp.zeros((4, 1))
+    report = signax.wire_bits(mapped, *args, num_coordinates=1000)
+    assert [c.kind for c in report.collectives] == ["all-reduce"]
+    text = jax.jit(mapped).lower(*args).compile().as_text()
+    assert "conditional" in text
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"running": True, "share_every": 0},
+        {"running": False, "share_every": 2},
+        {"running": True, "shared": True, "share_every": 2},
+    ],
+)
+def test_a_share_every_without_own_maxima_is_refused(kwargs: Any):
+    with pytest.raises(ValueError, match="share_every"):
+        signax.Scale("linf", **kwargs)
+
+
+def test_a_number_for_a_scale_is_sto_sign():
+    """Jin et al. 2020: P(+1) = (b + g) / (2b); over 20 steps, M workers, the sum of their signs.
+
+    A z-test of mean and variance, from seeds and steps that are fixed: P(|N| > 6.5) = 8e-11.
+    """
+    b, num_copies = 2.0, 4000
+    for num_workers in NUM_WORKERS:
+        rows = np.random.default_rng(num_workers).uniform(-2, 2, (num_workers, 3))
+        rows = rows.astype(np.float32)
+        tx = signax.ssdm(1.0, 0.0, axis_name=WORKERS, scale=b, wire="float32")
+
+        def worker(g, tx=tx):
+            wide = jnp.tile(g, (num_copies, 1))
+            state, total = tx.init(wide), jnp.zeros((2, 3))
+            for _ in range(NUM_STEPS):
+                updates, state = tx.update(wide, state)
+                total += jnp.stack([-updates.sum(axis=0), (updates**2).sum(axis=0)])
+            return total / (NUM_STEPS * num_copies)
+
+        mean, square = np.asarray(map_workers("vmap", worker, num_workers)(jnp.asarray(rows)))[0]
+        probability = reference_family.sto_sign_probability(rows.astype(np.float64), b)
+        expected = (2 * probability - 1).mean(axis=0)
+        variance = 4 * (probability * (1 - probability)).sum(axis=0) / num_workers**2
+        count = NUM_STEPS * num_copies
+        assert (np.abs(mean - expected) < Z * np.sqrt(variance / count)).all()
+        # The fourth moment of a sum of signs is at most 3 times the variance squared; the mean
+        # square adds twice the mean times the deviation.
+        deviation = np.sqrt(2) * variance + 2 * np.abs(expected) * np.sqrt(variance)
+        excess = square - variance - expected**2
+        assert (np.abs(excess) < Z * deviation / np.sqrt(count)).all()
+
+
 def test_norms_sent_are_an_unbiased_estimate_of_the_mean_gradient():
     """E u = mean g, and the variance of its sum over M workers is sum (R_n^2 - g_n^2) / M^2."""
     rows = np.array([[3.0, -4.0, 0.0], [0.3, 0.4, 1.2], [0.0, 0.0, 0.0]], np.float32)
@@ -666,11 +747,17 @@ def test_sign_sgd_with_one_random_gradient_at_a_time_never_leaves_the_line():
         ),
         "ef": lambda key: signax.ef_sign_sgd(0.05, key=key, axis_name=WORKERS),
         "double squeeze": lambda key: signax.double_squeeze(0.05, key=key, axis_name=WORKERS),
+        "ef21": lambda key: signax.ef21(0.05, key=key, axis_name=WORKERS, wire="float32"),
+        "ef21 own": lambda key: signax.ef21(0.05, key=key, axis_name=WORKERS, shared=False),
+        "diana": lambda key: signax.diana(0.05, key=key, axis_name=WORKERS, wire="float32"),
+        "one bit sgd": lambda key: signax.one_bit_sgd(0.05, axis_name=WORKERS),
     }.items(),
     ids=lambda item: item[0],
 )
 def test_chance_or_memory_reaches_the_origin(method: Any):
-    _, value = counterexample(method[1], 10_000, 10)
+    # With a constant step what is left of f falls at least by exp(-0.004) per step: eps = 0.1.
+    num_steps = 10_000 if method[0] == "ssdm" else 4000
+    _, value = counterexample(method[1], num_steps, 10)
     assert float(jnp.median(value, axis=1).max()) <= 1e-4
 
 
@@ -681,6 +768,10 @@ FOLLOWS = {
     "dense_sgd": lambda lr: signax.dense_sgd(lr, axis_name=WORKERS),
     "ef_sign_sgd": lambda lr: signax.ef_sign_sgd(lr, axis_name=WORKERS),
     "double_squeeze": lambda lr: signax.double_squeeze(lr, axis_name=WORKERS),
+    "ef21": lambda lr: signax.ef21(lr, axis_name=WORKERS, wire="float32"),
+    "ef21 own": lambda lr: signax.ef21(lr, axis_name=WORKERS, shared=False),
+    "diana": lambda lr: signax.diana(lr, axis_name=WORKERS, wire="float32"),
+    "one_bit_sgd": lambda lr: signax.one_bit_sgd(lr, axis_name=WORKERS),
     "ssdm norms sent": lambda lr: signax.ssdm(lr, axis_name=WORKERS, rescale=True),
     "ssdm shared": lambda lr: signax.ssdm(lr, axis_name=WORKERS, scale=LINF, wire="float32"),
 }
@@ -722,7 +813,9 @@ def test_methods_that_know_sizes_reach_the_minimum_of_the_weighted_mean(name: st
     weights = np.array(WEIGHTS[weighting])
     minimum = weights @ OPTIMA / weights.sum()
     # With the step c / k the random ones are after k steps about c R / sqrt(3 M k) = 0.02 away.
-    end = where_it_ends(FOLLOWS[name](decaying), WEIGHTS[weighting], 20_000)
+    # The error of the others falls as (80 / k)^4.
+    num_steps = 20_000 if name.startswith("ssdm") else 3000
+    end = where_it_ends(FOLLOWS[name](decaying), WEIGHTS[weighting], num_steps)
     assert np.abs(end - minimum).max() <= 0.05
 
 

@@ -104,7 +104,15 @@ def test_updates_keep_the_dtype_of_the_gradients(name: str, dtype: Any):
 @every
 def test_hyperparameters_may_be_injected_and_scheduled(name: str):
     row = OPTIMIZERS[name]
-    fixed = {"learning_rate": 0.5, "beta": 0.5, "b1": 0.5, "b2": 0.75, "noise_scale": 0.5, "key": 3}
+    fixed = {
+        "learning_rate": 0.5,
+        "beta": 0.5,
+        "b1": 0.5,
+        "b2": 0.75,
+        "noise_scale": 0.5,
+        "alpha": 0.5,
+        "key": 3,
+    }
     chosen = {h: fixed[h] for h in row.hyperparams}
     schedules = chosen | {"learning_rate": optax.constant_schedule(0.5)}
 

@@ -18,6 +18,10 @@ COMMANDS = {
         "signax.experiments.bench.bench_command",
         "what a step costs here, in ratios and bits",
     ),
+    "weights": (
+        "signax.experiments.weights_command",
+        "which methods follow the weights of workers that differ",
+    ),
     "compare": ("signax.experiments.compare_command", "table of finished runs, mean over seeds"),
 }
 

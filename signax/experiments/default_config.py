@@ -12,6 +12,47 @@ from ml_collections.config_dict import placeholder
 Config: TypeAlias = Any  # a ConfigDict: type checkers cannot know what its fields hold
 
 
+# The arguments of the named algorithms, signax.<name>; their docstrings say what each is.
+OPTIMIZER_FIELDS = {
+    "beta": float,
+    "b1": float,
+    "b2": float,
+    "eps": float,
+    "momentum": float,
+    "alpha": float,
+    "noise_scale": float,
+    "noise": str,
+    "freeze_steps": int,
+    "aggregate": str,
+    "sign": str,
+    "rescale": bool,
+    "shared": bool,
+    "scope": str,
+    "ties": str,
+    "wire": str,
+    "down_dtype": str,
+    "on_nonfinite": str,
+    "weight_decay": float,
+    "accumulator_dtype": str,
+}
+# R of the stochastic sign: `signax.Scale`, or one fixed number (sto-sign).
+SCALE_FIELDS = {
+    "norm": str,
+    "scope": str,  # "global", "leaf", or a number of coordinates
+    "shared": bool,
+    "running": bool,
+    "share_every": int,
+    "fixed": float,
+}
+# Dense SGD in a part of the run: `signax.warmup` and `signax.dense_below`.
+DENSE_FIELDS = {
+    "steps": int,  # the first steps
+    "below": int,  # leaves with fewer coordinates
+    "learning_rate": float,  # as for SGD; the optimizer's own may be that of a sign
+    "momentum": float,
+}
+
+
 def get_config() -> Config:
     """Returns every field there is; other configs start here and change a few."""
     config: Config = ConfigDict()
@@ -31,13 +72,8 @@ def get_config() -> Config:
     config.optimizer.name = "signum"
     config.optimizer.learning_rate = 0.003  # of a sign: parameter units per step and coordinate
     config.optimizer.schedule = "cosine"  # "constant", "cosine" or "linear", down to zero
-    config.optimizer.beta = placeholder(float)
-    config.optimizer.momentum = placeholder(float)
-    config.optimizer.ties = placeholder(str)
-    config.optimizer.wire = placeholder(str)
-    config.optimizer.weight_decay = placeholder(float)
-    config.optimizer.scale = ConfigDict()
-    config.optimizer.scale.norm = placeholder(str)
-    config.optimizer.scale.scope = placeholder(str)
-    config.optimizer.scale.shared = placeholder(bool)
+    for field, type_of_field in OPTIMIZER_FIELDS.items():
+        config.optimizer[field] = placeholder(type_of_field)
+    config.optimizer.scale = ConfigDict({k: placeholder(t) for k, t in SCALE_FIELDS.items()})
+    config.optimizer.dense = ConfigDict({k: placeholder(t) for k, t in DENSE_FIELDS.items()})
     return config.lock()  # a misspelt field in a config file is an error

@@ -16,9 +16,14 @@ from signax.experiments.errors import UsageError, unknown_name
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "dense_sgd": signax.dense_sgd,
+    "diana": signax.diana,
     "distributed_lion": signax.distributed_lion,
     "double_squeeze": signax.double_squeeze,
+    "ef21": signax.ef21,
     "ef_sign_sgd": signax.ef_sign_sgd,
+    "noisy_sign_sgd": signax.noisy_sign_sgd,
+    "one_bit_adam": signax.one_bit_adam,
+    "one_bit_sgd": signax.one_bit_sgd,
     "sign_sgd": signax.sign_sgd,
     "signum": signax.signum,
     "ssdm": signax.ssdm,
@@ -30,29 +35,68 @@ SCHEDULES: dict[str, Callable[[float, int], optax.ScalarOrSchedule]] = {
     "linear": lambda peak, num_steps: optax.linear_schedule(peak, 0.0, num_steps),
 }
 
-_NOT_ARGUMENTS = ("name", "learning_rate", "schedule", "scale")
+_NOT_ARGUMENTS = ("name", "learning_rate", "schedule", "scale", "dense")
 
 
 def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformation:
     """Returns the transformation that `config.optimizer` describes, voting over `axis_name`."""
-    function = _lookup("optimizer", config.optimizer.name, OPTIMIZERS)
+    name, dense = config.optimizer.name, config.optimizer.dense
+    if name == "monotone_sign_sgd":
+        raise UsageError(
+            "monotone_sign_sgd is Algorithm 1, for one worker: it evaluates the loss once more at"
+            " each step (update(..., value_fn=)), which workers with data of their own cannot agree"
+            " on. Use it in a loop of your own."
+        )
+    function = _lookup("optimizer", name, OPTIMIZERS)
     schedule = _lookup("schedule", config.optimizer.schedule, SCHEDULES)
-    learning_rate = schedule(config.optimizer.learning_rate, config.num_steps)
+    # The schedule of what follows a dense warm-up starts behind it.
+    num_steps = max(config.num_steps - (dense.steps or 0), 1)
     arguments = _arguments(config.optimizer)
     accepted = inspect.signature(function).parameters
-    for name in arguments:
-        if name not in accepted:
+    for argument in arguments:
+        if argument not in accepted:
             takes = [field for field in config.optimizer if field in accepted]
             raise UsageError(
-                f"{config.optimizer.name} takes no {name!r}: leave config.optimizer.{name} out. "
+                f"{name} takes no {argument!r}: leave config.optimizer.{argument} out. "
                 f"It takes: {', '.join(takes)}."
             )
+    needed = [k for k, p in accepted.items() if p.default is p.empty and k != "learning_rate"]
+    for argument in needed:
+        if argument not in arguments:
+            raise UsageError(f"{name} needs a {argument}: set config.optimizer.{argument}.")
     if "key" in accepted:
         arguments["key"] = config.seed
     try:
-        return function(learning_rate, axis_name=axis_name, **arguments)
+        rate = schedule(config.optimizer.learning_rate, num_steps)
+        return _with_dense_part(function(rate, axis_name=axis_name, **arguments), config, axis_name)
     except (TypeError, ValueError) as error:
         raise UsageError(f"config.optimizer: {error}") from error
+
+
+def _with_dense_part(
+    tx: optax.GradientTransformation, config: Config, axis_name: str
+) -> optax.GradientTransformation:
+    """`tx`, with dense SGD for the small leaves or in the first steps if the config says so."""
+    given = config.optimizer.dense
+    if given.steps is None and given.below is None:
+        for field, value in given.items():
+            if value is not None:
+                raise UsageError(
+                    f"config.optimizer.dense.{field} has no effect: nothing is dense without"
+                    " config.optimizer.dense.steps or config.optimizer.dense.below."
+                )
+        return tx
+    if given.learning_rate is None:
+        raise UsageError(
+            "dense steps are in units of the gradient and need a learning rate of their own: set"
+            " config.optimizer.dense.learning_rate."
+        )
+    rate = SCHEDULES[config.optimizer.schedule](given.learning_rate, config.num_steps)
+    decay = config.optimizer.weight_decay or 0.0
+    dense = signax.dense_sgd(rate, given.momentum, axis_name=axis_name, weight_decay=decay)
+    if given.below is not None:
+        tx = signax.dense_below(given.below, tx, dense=dense)
+    return tx if given.steps is None else signax.warmup(given.steps, tx, dense=dense)
 
 
 def ties_of(optimizer: Config) -> str | None:
@@ -69,8 +113,25 @@ def _arguments(optimizer: Config) -> dict[str, Any]:
     }
     scale = {name: value for name, value in optimizer.scale.items() if value is not None}
     if scale:
-        arguments["scale"] = signax.Scale(**scale)
+        arguments["scale"] = _scale(scale)
     return arguments
+
+
+def _scale(fields: dict[str, Any]) -> signax.Scale | float:
+    if "fixed" in fields:
+        if len(fields) > 1:
+            raise UsageError(
+                "config.optimizer.scale.fixed is R itself: leave the other fields of"
+                " config.optimizer.scale out."
+            )
+        return fields["fixed"]
+    scope = fields.get("scope", "")
+    if scope.isdecimal():
+        fields = fields | {"scope": int(scope)}
+    try:
+        return signax.Scale(**fields)
+    except ValueError as error:
+        raise UsageError(f"config.optimizer.scale: {error}") from error
 
 
 def _lookup(kind: str, name: str, table: dict[str, Any]) -> Any:

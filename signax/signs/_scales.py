@@ -48,21 +48,28 @@ class Scale:
         each block of N coordinates of a leaf, in C order (the last block may be shorter).
       shared: Whether all workers use the largest of their norms.
       running: Whether R is the largest norm so far (StoSignSGD, Yu et al. 2026, arXiv:2604.15416):
-        it never falls, so the step size follows the gradient down. The maximum is the worker's own,
-        or with `shared` the largest of all workers.
+        it never falls, so the step size follows the gradient down; scope=1, the maximum of each
+        coordinate, is the paper's. The maximum is the worker's own, or with `shared` the largest
+        of all workers.
+      share_every: k, for a running maximum that is not `shared`: at the steps 0, k, 2k, ... every
+        worker takes over the largest maximum of all (one `pmax`); in between it may only raise its
+        own. At most those whose gradients grew since then differ from the others, and 1/k of the
+        steps wait for a collective. None: the maxima are never shared.
 
     Raises:
-      ValueError: For an unknown norm or scope, or blocks of less than one coordinate.
+      ValueError: For an unknown norm or scope, blocks of less than one coordinate, or a
+        `share_every` that is not at least 1 or has no own running maximum to share.
 
     Example:
-      >>> signax.Scale("linf", "leaf", shared=True)
-      Scale(norm='linf', scope='leaf', shared=True, running=False)
+      >>> signax.Scale("linf", "leaf", running=True, share_every=10)
+      Scale(norm='linf', scope='leaf', shared=False, running=True, share_every=10)
     """
 
     norm: Norm = "l2"
     scope: Scope | int = "global"
     shared: bool = False
     running: bool = False
+    share_every: int | None = None
 
     def __post_init__(self):
         if self.norm not in get_args(Norm):
@@ -72,6 +79,21 @@ class Scale:
             raise ValueError(
                 f"Scale: unknown scope {self.scope!r}; choose one of {get_args(Scope)}, or a number"
                 " of coordinates that share one R."
+            )
+        if self.share_every is not None:
+            self._check_share_every()
+
+    def _check_share_every(self):
+        if not self.share_every >= 1:  # pyright: ignore[reportOptionalOperand]
+            raise ValueError(
+                f"Scale: share_every must be at least 1, got {self.share_every}. It is the number"
+                " of steps from one pmax of the running maxima to the next; None is never."
+            )
+        if not self.running or self.shared:
+            raise ValueError(
+                "Scale: share_every says how often workers share their own running maxima, so it"
+                f" needs running=True and shared=False, got running={self.running} and"
+                f" shared={self.shared}. With shared=True R is shared at every step."
             )
 
 
@@ -95,6 +117,7 @@ def find(
     scale: Scale | float,
     largest: jax.Array | None,
     axis_name: _workers.AxisName | None,
+    step: jax.Array,
 ) -> Scales:
     """R for each leaf, and whether this worker's gradient is finite."""
     if not isinstance(scale, Scale):
@@ -110,8 +133,9 @@ def find(
     else:
         is_finite = _sign.all_finite(leaves)  # XLA's maximum loses a NaN in a long array
     if scale.running or (scale.shared and axis_name is not None):
-        shared_by = axis_name if scale.shared else None
-        norms, found = _largest_norms(norms, is_finite, largest, shared_by)
+        own = _largest_so_far(norms, is_finite, largest)
+        found = _shared(own, scale, axis_name, step)
+        norms = _as_norms(found, norms)
         largest = found if scale.running else None
     if scale.scope == "global":
         norms = norms * len(leaves)
@@ -134,22 +158,40 @@ def value(norm: Norms) -> jax.Array:
     return jnp.minimum(norm.mantissa * norm.unit, jnp.finfo(jnp.float32).max)
 
 
-def _largest_norms(
-    norms: Sequence[Norms],
-    is_finite: jax.Array,
-    largest: jax.Array | None,
-    shared_by: _workers.AxisName | None,
-) -> tuple[list[Norms], jax.Array]:
-    """The largest norms so far and of all workers whose gradient is finite: at most one pmax."""
+def _largest_so_far(
+    norms: Sequence[Norms], is_finite: jax.Array, largest: jax.Array | None
+) -> jax.Array:
+    """This worker's norms, float32[number of scales]; one that abstains has nothing to add."""
     own = jnp.concatenate([value(norm).reshape(-1) for norm in norms])
     own = jnp.where(is_finite, own, 0.0)
-    if largest is not None:
-        own = jnp.maximum(own, largest)
-    if shared_by is not None:
-        own = jax.lax.pmax(_workers.as_varying(own, shared_by), shared_by)
-    parts = jnp.split(own, np.cumsum([norm.mantissa.size for norm in norms])[:-1])
+    return own if largest is None else jnp.maximum(own, largest)
+
+
+def _shared(
+    own: jax.Array, scale: Scale, axis_name: _workers.AxisName | None, step: jax.Array
+) -> jax.Array:
+    """The largest norms of all workers where they are shared at this step: at most one pmax."""
+    if axis_name is None:
+        return own
+    own = _workers.as_varying(own, axis_name)
+    if scale.shared:
+        return jax.lax.pmax(own, axis_name)
+    if scale.share_every is None:
+        return own
+    # The step is the same on all workers, so all of them meet in the pmax or none does.
+    return jax.lax.cond(
+        step % scale.share_every == 0,
+        lambda own: _workers.as_varying(jax.lax.pmax(own, axis_name), axis_name),
+        lambda own: own,
+        own,
+    )
+
+
+def _as_norms(found: jax.Array, norms: Sequence[Norms]) -> list[Norms]:
+    """One vector of norms cut as the norms were."""
+    parts = jnp.split(found, np.cumsum([norm.mantissa.size for norm in norms])[:-1])
     shapes = [norm.mantissa.shape for norm in norms]
-    return [normalized(r.reshape(s)) for r, s in zip(parts, shapes, strict=True)], own
+    return [normalized(r.reshape(s)) for r, s in zip(parts, shapes, strict=True)]
 
 
 def _block_norms(leaf: jax.Array, norm: Norm, block: int) -> Norms:

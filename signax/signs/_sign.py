@@ -13,6 +13,7 @@ Sources: Safaryan and Richtarik, "Stochastic Sign Descent Methods", ICML 2021, a
 (2); Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019, arXiv:1901.09847.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -107,30 +108,58 @@ def scale_by_scaled_sign(
             f"scale_by_scaled_sign: unknown scope {scope!r}; choose one of {get_args(Scope)}."
         )
 
-    def init(params):
-        del params
-        return ScaledSignState(jnp.zeros((), jnp.int32), _random.key_words(key))
-
     @_workers.in_auto_mode
     def update(updates, state):
-        _workers.require_bound(axis_name, "scale_by_scaled_sign")
-        require_real(updates, "scale_by_scaled_sign")
-        updates = jax.tree.map(jnp.asarray, updates)
-        is_finite = all_finite(updates)
-        everywhere = mean_magnitude(jax.tree.leaves(updates)) if scope == "global" else None
-        worker = _workers.worker_index(axis_name)
-        words = _random.link_words(state.key, _TAG, state.count, worker)
+        signs, scales, state = signs_and_scales(updates, state, axis_name, scope)
+        said = jax.tree.map(lambda s, c: s * c, signs, scales)
+        return said, state
 
-        def say(words, g):
-            c = mean_magnitude([g]) if everywhere is None else everywhere
-            c = jnp.where(is_finite, c, jnp.nan).astype(g.dtype)
-            coin = (_random.random_words(words, g.size) >> 31 == 1).reshape(g.shape)
-            return jnp.where((g > 0) | ((g == 0) & coin), c, -c)
+    return optax.GradientTransformation(functools.partial(init_state, key=key), update)
 
-        signs = jax.tree.map(say, _random.tree_words(words, updates), updates)
-        return signs, state._replace(count=state.count + 1)
 
-    return optax.GradientTransformation(init, update)
+def init_state(params: Any, key: jax.typing.ArrayLike) -> ScaledSignState:
+    del params
+    return ScaledSignState(jnp.zeros((), jnp.int32), _random.key_words(key))
+
+
+def signs_and_scales(
+    updates: Any,
+    state: ScaledSignState,
+    axis_name: _workers.AxisName | None,
+    scope: Scope,
+    is_shared: bool = False,
+) -> tuple[Any, Any, ScaledSignState]:
+    """What this worker says: -1 or +1 for each coordinate (NaN if it abstains), and each leaf's c.
+
+    With `is_shared` c is the mean over the workers whose updates are finite, equal on all workers.
+    """
+    _workers.require_bound(axis_name, "scale_by_scaled_sign")
+    require_real(updates, "scale_by_scaled_sign")
+    updates = jax.tree.map(jnp.asarray, updates)
+    leaves, treedef = jax.tree.flatten(updates)
+    is_finite = all_finite(updates)
+    groups = [leaves] if scope == "global" else [[leaf] for leaf in leaves]
+    means = jnp.array([mean_magnitude(group) for group in groups])
+    if is_shared and axis_name is not None:
+        means = _mean_over_finite(means, is_finite, axis_name)
+    scales = [means[0 if scope == "global" else i].astype(g.dtype) for i, g in enumerate(leaves)]
+    words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
+
+    def sign(words, g):
+        coin = (_random.random_words(words, g.size) >> 31 == 1).reshape(g.shape)
+        one = jnp.where(is_finite, 1.0, jnp.nan).astype(g.dtype)
+        return jnp.where((g > 0) | ((g == 0) & coin), one, -one)
+
+    signs = jax.tree.map(sign, _random.tree_words(words, updates), updates)
+    return signs, treedef.unflatten(scales), state._replace(count=state.count + 1)
+
+
+def _mean_over_finite(values: jax.Array, is_finite: jax.Array, axis_name: Any) -> jax.Array:
+    """The mean over the workers that are finite; a division by M keeps the sum within float32."""
+    share = jnp.where(is_finite, values, 0.0) / _workers.num_workers(axis_name)
+    total = jnp.append(share, is_finite.astype(jnp.float32))
+    total = jax.lax.psum(_workers.as_varying(total, axis_name), axis_name)
+    return total[:-1] * (_workers.num_workers(axis_name) / jnp.maximum(total[-1], 1.0))
 
 
 def mean_magnitude(leaves: Sequence[jax.Array]) -> jax.Array:

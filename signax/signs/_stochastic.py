@@ -16,6 +16,7 @@ Source: Safaryan and Richtarik, "Stochastic Sign Descent Methods: New Algorithms
 ICML 2021, arXiv:1905.12938, Definition 3.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -127,44 +128,62 @@ def scale_by_stochastic_sign(
 
       Jin et al., Stochastic-Sign SGD for Federated Learning, 2020, arXiv:2002.10940.
     """
-    if not isinstance(scale, _scales.Scale) and not isinstance(scale, Tracer) and not scale > 0:
-        raise ValueError(f"scale_by_stochastic_sign: scale must be positive, got {scale}.")
-
-    def init(params):
-        largest = None
-        if isinstance(scale, _scales.Scale) and scale.running:
-            largest = jnp.zeros(_scales.num_scales(jax.tree.leaves(params), scale), jnp.float32)
-        return StochasticSignState(jnp.zeros((), jnp.int32), _random.key_words(key), largest)
+    require_scale(scale, "scale_by_stochastic_sign")
 
     @_workers.in_auto_mode
     def update(updates, state):
-        _workers.require_bound(axis_name, "scale_by_stochastic_sign")
-        _sign.require_real(updates, "scale_by_stochastic_sign")
-        paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
-        if not paths_and_leaves:
-            return updates, state._replace(count=state.count + 1)
-        paths = [jax.tree_util.keystr(path) for path, _ in paths_and_leaves]
-        leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
-        norms, is_finite, largest = _scales.find(leaves, scale, state.largest, axis_name)
-        is_zero = jnp.all(jnp.array([jnp.all(norm.mantissa == 0) for norm in norms]))
-        words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
-        leaf_words = _random.leaf_words(words, paths)
-        signs = [
-            _draw(leaf_words[i], leaf, norms[i], is_finite, ~is_zero)
-            for i, leaf in enumerate(leaves)
-        ]
+        signs, scales, state = signs_and_scales(updates, state, axis_name, scale)
         if rescale:
-            signs = [_times(s, _scales.value(norm)) for s, norm in zip(signs, norms, strict=True)]
-        # The count is only an address: it may wrap after 2^32 steps.
-        state = state._replace(count=state.count + 1, largest=largest)
-        return treedef.unflatten(signs), state
+            signs = jax.tree.map(lambda s, r: s * r.astype(s.dtype), signs, scales)
+        return signs, state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(functools.partial(init_state, key=key, scale=scale), update)
 
 
-def _times(sign: jax.Array, scale: jax.Array) -> jax.Array:
-    scale = scale.reshape(sign.shape) if scale.ndim else scale  # one for each coordinate, or one
-    return sign * scale.astype(sign.dtype)
+def require_scale(scale: _scales.Scale | float, function: str) -> None:
+    """Raises a `ValueError` for a concrete fixed scale that is not positive."""
+    if not isinstance(scale, _scales.Scale) and not isinstance(scale, Tracer) and not scale > 0:
+        raise ValueError(f"{function}: scale must be positive, got {scale}.")
+
+
+def init_state(
+    params: Any, key: jax.typing.ArrayLike, scale: _scales.Scale | float
+) -> StochasticSignState:
+    largest = None
+    if isinstance(scale, _scales.Scale) and scale.running:
+        largest = jnp.zeros(_scales.num_scales(jax.tree.leaves(params), scale), jnp.float32)
+    return StochasticSignState(jnp.zeros((), jnp.int32), _random.key_words(key), largest)
+
+
+def signs_and_scales(
+    updates: Any,
+    state: StochasticSignState,
+    axis_name: _workers.AxisName | None,
+    scale: _scales.Scale | float,
+) -> tuple[Any, Any, StochasticSignState]:
+    """What this worker says (NaN if it abstains), and R: one for each leaf or each coordinate."""
+    _workers.require_bound(axis_name, "scale_by_stochastic_sign")
+    _sign.require_real(updates, "scale_by_stochastic_sign")
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
+    if not paths_and_leaves:
+        return updates, updates, state._replace(count=state.count + 1)
+    paths = [jax.tree_util.keystr(path) for path, _ in paths_and_leaves]
+    leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
+    norms, is_finite, largest = _scales.find(leaves, scale, state.largest, axis_name, state.count)
+    is_zero = jnp.all(jnp.array([jnp.all(norm.mantissa == 0) for norm in norms]))
+    words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
+    leaf_words = _random.leaf_words(words, paths)
+    signs = [
+        _draw(leaf_words[i], leaf, norms[i], is_finite, ~is_zero) for i, leaf in enumerate(leaves)
+    ]
+    scales = [_in_shape(_scales.value(norm), g) for norm, g in zip(norms, leaves, strict=True)]
+    # The count is only an address: it may wrap after 2^32 steps.
+    state = state._replace(count=state.count + 1, largest=largest)
+    return treedef.unflatten(signs), treedef.unflatten(scales), state
+
+
+def _in_shape(scale: jax.Array, g: jax.Array) -> jax.Array:
+    return scale.reshape(g.shape) if scale.ndim else scale  # one for each coordinate, or one
 
 
 def _draw(
