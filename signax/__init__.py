@@ -42,6 +42,9 @@ from signax._optimizers._majority import noisy_sign_sgd, sign_sgd, signum
 from signax._optimizers._monotone import monotone_sign_sgd
 from signax._optimizers._ssdm import ssdm
 
+# 5b. What they are compared with.
+from signax import baselines
+
 # 6. One jitted step on a mesh of workers.
 from signax._drift import replicas_in_sync
 from signax._elastic import change_num_workers
@@ -73,6 +76,7 @@ __all__ = [
     "average_gradients",
     "average_scaled_signs",
     "average_signs",
+    "baselines",
     "change_num_workers",
     "compressed_mean",
     "dense_sgd",

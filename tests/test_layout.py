@@ -30,6 +30,7 @@ ROOMS = (
     "_freezing",
     "_skipping",
     "_optimizers",
+    "baselines",
     "_layout",
     "_worker_step",
     "_step_inputs",

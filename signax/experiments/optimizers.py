@@ -13,15 +13,22 @@ import optax
 import signax
 from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError, unknown_name
+from signax.experiments.resolve import resolve
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "bfloat16_sgd": signax.baselines.bfloat16_sgd,
     "dense_sgd": signax.dense_sgd,
     "distributed_lion": signax.distributed_lion,
     "double_squeeze": signax.double_squeeze,
     "ef_sign_sgd": signax.ef_sign_sgd,
+    "power_sgd": signax.baselines.power_sgd,
+    "qsgd": signax.baselines.qsgd,
+    "random_k_sgd": signax.baselines.random_k_sgd,
     "sign_sgd": signax.sign_sgd,
     "signum": signax.signum,
     "ssdm": signax.ssdm,
+    "tern_grad": signax.baselines.tern_grad,
+    "top_k_sgd": signax.baselines.top_k_sgd,
 }
 
 SCHEDULES: dict[str, Callable[[float, int], optax.ScalarOrSchedule]] = {
@@ -35,7 +42,7 @@ _NOT_ARGUMENTS = ("name", "learning_rate", "schedule", "scale")
 
 def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformation:
     """Returns the transformation that `config.optimizer` describes, voting over `axis_name`."""
-    function = _lookup("optimizer", config.optimizer.name, OPTIMIZERS)
+    function = resolve(config.optimizer.name, OPTIMIZERS)
     schedule = _lookup("schedule", config.optimizer.schedule, SCHEDULES)
     learning_rate = schedule(config.optimizer.learning_rate, config.num_steps)
     arguments = _arguments(config.optimizer)
@@ -57,7 +64,7 @@ def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformati
 
 def ties_of(optimizer: Config) -> str | None:
     """Returns which `ties` this optimizer's vote uses; None where nobody votes."""
-    ties = inspect.signature(OPTIMIZERS[optimizer.name]).parameters.get("ties")
+    ties = inspect.signature(resolve(optimizer.name, OPTIMIZERS)).parameters.get("ties")
     return ties and (optimizer.ties or ties.default)
 
 
