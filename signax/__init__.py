@@ -48,6 +48,9 @@ from signax._optimizers._monotone import monotone_sign_sgd
 from signax._optimizers._one_bit_sgd import one_bit_sgd
 from signax._optimizers._ssdm import ssdm
 
+# 5b. What they are compared with.
+from signax import baselines
+
 # 6. One jitted step on a mesh of workers.
 from signax._drift import replicas_in_sync
 from signax._elastic import change_num_workers
@@ -82,6 +85,7 @@ __all__ = [
     "average_gradients",
     "average_scaled_signs",
     "average_signs",
+    "baselines",
     "change_num_workers",
     "compressed_mean",
     "dense_below",

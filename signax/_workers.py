@@ -86,7 +86,7 @@ def in_auto_mode(update: Callable) -> Callable:
         shardings = jax.tree.map(
             lambda x: NamedSharding(explicit[0], jax.typeof(x).sharding.spec), (updates, state)
         )
-        return jax.sharding.auto_axes(update, out_sharding=shardings)(updates, state)
+        return jax.sharding.auto_axes(update, out_sharding=shardings)(updates, state)  # pyright: ignore[reportCallIssue]
 
     return on_leaves
 

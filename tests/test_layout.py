@@ -34,6 +34,7 @@ ROOMS = (
     "_skipping",
     "_local_updates",
     "_optimizers",
+    "baselines",
     "_layout",
     "_worker_step",
     "_step_inputs",

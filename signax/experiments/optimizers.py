@@ -13,8 +13,10 @@ import optax
 import signax
 from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError, unknown_name
+from signax.experiments.resolve import resolve
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "bfloat16_sgd": signax.baselines.bfloat16_sgd,
     "dense_sgd": signax.dense_sgd,
     "diana": signax.diana,
     "distributed_lion": signax.distributed_lion,
@@ -24,9 +26,14 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "noisy_sign_sgd": signax.noisy_sign_sgd,
     "one_bit_adam": signax.one_bit_adam,
     "one_bit_sgd": signax.one_bit_sgd,
+    "power_sgd": signax.baselines.power_sgd,
+    "qsgd": signax.baselines.qsgd,
+    "random_k_sgd": signax.baselines.random_k_sgd,
     "sign_sgd": signax.sign_sgd,
     "signum": signax.signum,
     "ssdm": signax.ssdm,
+    "tern_grad": signax.baselines.tern_grad,
+    "top_k_sgd": signax.baselines.top_k_sgd,
 }
 
 SCHEDULES: dict[str, Callable[[float, int], optax.ScalarOrSchedule]] = {
@@ -47,7 +54,7 @@ def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformati
             " each step (update(..., value_fn=)), which workers with data of their own cannot agree"
             " on. Use it in a loop of your own."
         )
-    function = _lookup("optimizer", name, OPTIMIZERS)
+    function = resolve(name, OPTIMIZERS)
     schedule = _lookup("schedule", config.optimizer.schedule, SCHEDULES)
     # The schedule of what follows a dense warm-up starts behind it.
     num_steps = max(config.num_steps - (dense.steps or 0), 1)
@@ -101,7 +108,7 @@ def _with_dense_part(
 
 def ties_of(optimizer: Config) -> str | None:
     """Returns which `ties` this optimizer's vote uses; None where nobody votes."""
-    ties = inspect.signature(OPTIMIZERS[optimizer.name]).parameters.get("ties")
+    ties = inspect.signature(resolve(optimizer.name, OPTIMIZERS)).parameters.get("ties")
     return ties and (optimizer.ties or ties.default)
 
 

@@ -103,7 +103,7 @@ def _packed(planes, is_voting, decide, axis_name):
     offset = _workers.worker_index(axis_name) * slice_size
     decided = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
     payload = jnp.concatenate([decided.reshape(-1), to_bytes(voters)])
-    gathered = _gather(payload, axis_name)  # [M, R*S + header]
+    gathered = gather(payload, axis_name)  # [M, R*S + header]
     results, headers = jnp.split(gathered, [decided.size], axis=1)
     results = results.reshape(num_workers, *decided.shape).swapaxes(0, 1)  # [R, M, S]
     return [plane.reshape(-1)[:size] for plane in results], from_bytes(headers[0], jnp.int32)[0]
@@ -148,7 +148,7 @@ def serve(
     words, header, votes = jnp.split(received, [slices.num_words, received.shape[1] - 1], axis=1)
     scales = from_bytes(header, jnp.float32)
     reply, kept = answer(Received(words, scales, jnp.sum(votes, dtype=jnp.int32)))
-    return reply[None] if axis_name is None else _gather(reply, axis_name), kept
+    return reply[None] if axis_name is None else gather(reply, axis_name), kept
 
 
 def _lanes(planes, is_voting, decide, axis_name):
@@ -185,7 +185,7 @@ def _scatter(rows: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
     return rows.reshape(_workers.num_workers(axis_name), -1)
 
 
-def _gather(words: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
+def gather(words: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
     """Row n of the result is worker n's words; typed as replicated where types are tracked."""
     if _workers.tracked_axes(axis_name):
         # The compiler then proves that replicas cannot drift. jax 0.10 has no such rule under vmap.

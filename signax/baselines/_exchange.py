@@ -1,0 +1,95 @@
+"""The mean of payloads of several bits per coordinate: up in bytes, averaged by a server, down.
+
+Eight coordinates of one leaf are B bytes: the B bit planes of small integers, or eight numbers of B
+bits. Worker j is the server of slice j, as for signs (`signax/wire/_server.py`): one all_to_all, a
+mean in float32, always in the order of the workers, and one all_gather of that mean. So every
+mapping and backend moves these bits and no others, and replicas are equal bit for bit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from signax import _rules, _workers
+from signax.wire import _ballot, _server, _slices
+
+# bytes uint8[S, B] and the leaf's scale float32[S, 1] -> values float32[S, 8]
+Decode = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def mean(
+    payloads: Sequence[jax.Array],
+    scales: jax.Array,
+    is_voting: jax.Array,
+    like: Any,
+    decode: Decode,
+    down_dtype: jax.typing.DTypeLike,
+    axis_name: _workers.AxisName | None,
+) -> tuple[Any, jax.Array]:
+    """Averages over the workers who vote what their bytes mean.
+
+    Args:
+      payloads: For each leaf uint8[ceil(size / 8), B].
+      scales: float32[L], one for each leaf.
+      is_voting: bool scalar.
+      like: The tree whose shapes and dtypes the mean gets.
+      decode: From bytes and scales to values.
+      down_dtype: The dtype in which the mean travels.
+      axis_name: The workers' axis or axes; None is one worker.
+
+    Returns:
+      The mean, equal on all workers, and the number of voters (int32).
+    """
+    num_workers = _workers.num_workers(axis_name)
+    slices = _slices.cut([jnp.size(leaf) for leaf in jax.tree.leaves(like)], num_workers)
+    words = jnp.concatenate(payloads)  # [W, B]
+    num_words, width = words.shape
+
+    def answer(received: _server.Received):
+        leaf = _slices.leaf_of_words(slices, _workers.worker_index(axis_name))
+        # A power of two keeps M numbers of 3e38 from adding up to infinity, and changes no bit.
+        unit = 2.0 ** num_workers.bit_length()
+
+        def said(row):
+            value, scale, is_present = row
+            value = decode(value.reshape(-1, width), scale[leaf][:, None]) / unit
+            return jnp.where(is_present, value, 0.0)
+
+        rows = received.bits, received.scales[:, :-1], received.scales[:, -1] > 0
+        first, rest = jax.tree.map(lambda x: x[0], rows), jax.tree.map(lambda x: x[1:], rows)
+        add = lambda total, row: (total + said(row), None)  # noqa: E731
+        total, _ = jax.lax.scan(add, said(first), rest, unroll=min(16, max(1, num_workers - 1)))
+        average = _rules.mean_over_voters(total, received.voters, jnp.float32) * unit
+        parts = average.astype(down_dtype), received.voters
+        return jnp.concatenate([_server.to_bytes(part) for part in parts]), None
+
+    answers, _ = _server.serve(
+        words.reshape(-1),
+        jnp.append(scales, 1.0),
+        is_voting,
+        _with_presence(slices, width, len(payloads)),
+        answer,
+        axis_name,
+    )
+    voters = _server.from_bytes(answers[0, -4:], jnp.int32)[0]
+    means = _server.from_bytes(answers[:, :-4], down_dtype).reshape(-1, 8)[:num_words]
+    return _ballot.unpack([means], like, _cut_leaf), voters
+
+
+def _with_presence(slices: _slices.Slices, width: int, num_leaves: int) -> _slices.Slices:
+    """Slices of `width` bytes a word, with one more scale: 1, or 0 if the worker is absent."""
+    leaf = np.pad(slices.leaf, ((0, 0), (0, 1)), constant_values=num_leaves)
+    return slices._replace(num_words=width * slices.num_words, leaf=leaf)
+
+
+def _cut_leaf(planes, size, dtype):
+    return planes[0].reshape(-1)[:size].astype(dtype)
+
+
+def require_floating(dtype: jax.typing.DTypeLike, name: str) -> None:
+    """Raises a `ValueError` for a dtype in which no mean can travel."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"signax.{name}: down_dtype must be a floating dtype, got {dtype}.")
