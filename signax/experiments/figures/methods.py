@@ -1,0 +1,209 @@
+"""Every method on MNIST: shuffled, and with workers who own different digits.
+
+All run a fixed number of steps with a learning rate that decays linearly to zero, tuned in the same
+way. Bits are what one worker sends per coordinate and step, both ways, read from the compiled step.
+
+Chosen here:
+  network     784 - 64 (relu) - 10: 50,890 parameters, LeCun's initialisation
+  workers     8 with shuffled data; 5 and 8 by label: worker n owns the digits n, n + M
+  steps       2,000, with 32 images for each worker
+  tuning      four learning rates, a quarter of the steps, by the training loss; a seed that is not
+              one of the 3 of the final runs
+  accuracy    train: on 10,000 of the 60,000 images
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import signax
+from signax.experiments import workers
+from signax.experiments.compare import compare
+from signax.experiments.figures.contenders import CONTENDERS, QUICK, optimizer
+from signax.experiments.figures.made import Claim, Columns, Made, tidy
+from signax.experiments.figures.mnist_runs import (
+    NUM_COORDINATES,
+    Images,
+    first_params,
+    load_images,
+    loss,
+)
+from signax.experiments.partition import split_examples
+
+_BATCH_SIZE = 32
+_KINDS = dict.fromkeys(contender.kind for contender in CONTENDERS.values())
+_COLORS = dict(
+    zip(_KINDS, ("black", "tab:blue", "tab:green", "tab:red", "tab:orange"), strict=True)
+)
+
+
+class Setting(NamedTuple):
+    """How the images are dealt out to how many workers."""
+
+    partition: str
+    num_workers: int
+
+    @property
+    def title(self) -> str:
+        how = "shuffled" if self.partition == "iid" else "by label"
+        return f"{how}, {self.num_workers} workers"
+
+
+_SETTINGS = (Setting("iid", 8), Setting("by_label", 5), Setting("by_label", 8))
+
+
+class Row(NamedTuple):
+    """A method in a setting, at its best learning rate."""
+
+    setting: str
+    method: str
+    learning_rate: float
+    train_accuracy: np.ndarray  # [seed], percent
+    test_accuracy: np.ndarray  # [seed], percent
+    bits_per_coordinate: float
+    megabytes: float  # sent by one worker in all steps
+
+
+def make(is_quick: bool) -> Made:
+    """Tunes and runs every method in every setting."""
+    workers.make_mesh(max(setting.num_workers for setting in _SETTINGS))  # before JAX is used
+    num_steps = 40 if is_quick else 2000
+    names = QUICK if is_quick else tuple(CONTENDERS)
+    images = load_images()
+    rows = []
+    for setting in _SETTINGS[1:2] if is_quick else _SETTINGS:
+        sample = _sampler(images, setting)
+        rows += [_row(name, setting, sample, images, num_steps) for name in names]
+    settings = f"{num_steps:,} steps, {len(names)} methods"
+    return Made(_draw(rows), {"": _table(rows)}, settings, _claims(rows))
+
+
+def _sampler(images: Images, setting: Setting) -> Callable:
+    """`sample_batch(key, worker)`: images that the worker owns, drawn with replacement."""
+    owned = split_examples(
+        setting.partition, np.asarray(images.train["label"]), setting.num_workers, seed=0
+    )
+    sizes = jnp.array([len(rows) for rows in owned])
+    table = jnp.stack([jnp.asarray(np.resize(rows, max(map(len, owned)))) for rows in owned])
+
+    def sample(key, worker):
+        places = jax.random.randint(key, (_BATCH_SIZE,), 0, sizes[worker])
+        return jax.tree.map(lambda x: jnp.take(x, table[worker][places], axis=0), images.train)
+
+    return sample
+
+
+def _row(name: str, setting: Setting, sample: Callable, images: Images, num_steps: int) -> Row:
+    def run(rates, steps, seeds, metrics):
+        return compare(
+            loss,
+            first_params,
+            sample,
+            {name: lambda rate: optimizer(name, rate, steps)},
+            learning_rates=rates,
+            num_workers=setting.num_workers,
+            num_steps=steps,
+            seeds=seeds,
+            eval_steps=4,
+            metrics=metrics,
+        )
+
+    tuned = run(CONTENDERS[name].grid, num_steps // 4, [1000], {})
+    rate = float(tuned.learning_rates[0, tuned.best()[0, 0]])
+    result = run([rate], num_steps, range(3), images.metrics)
+    bits = _bits(optimizer(name, rate, num_steps), setting.num_workers)
+    return Row(
+        setting.title,
+        name,
+        rate,
+        result.final("train_accuracy").reshape(-1),
+        result.final("test_accuracy").reshape(-1),
+        bits,
+        num_steps * bits * NUM_COORDINATES / 8e6,
+    )
+
+
+def _bits(tx: Any, num_workers: int) -> float:
+    """Bits per coordinate of one step, from HLO, for the leaves of this network."""
+    mesh = workers.make_mesh(num_workers)
+    params = jax.jit(first_params)(jax.random.key(0))
+    total = lambda params, batch: sum(map(jnp.sum, params.values())) * jnp.mean(batch)  # noqa: E731
+    step = signax.make_train_step(total, tx, mesh)
+    state = signax.init_train_state(params, tx, mesh)
+    batch = jax.ShapeDtypeStruct((num_workers,), jnp.float32)
+    report = signax.wire_bits(step, state, batch, num_coordinates=NUM_COORDINATES)
+    return report.bits_per_coordinate
+
+
+def _claims(rows: list[Row]) -> tuple[Claim, ...]:
+    by_label = [row for row in rows if row.setting == _SETTINGS[1].title]
+    dense = max(_mean(row) for row in by_label if CONTENDERS[row.method].kind == "dense")
+    two_bits = [row for row in by_label if row.bits_per_coordinate < 2]
+    memoryless = [row for row in by_label if CONTENDERS[row.method].kind == "a mean of signs"]
+    votes = [row for row in by_label if CONTENDERS[row.method].kind == "a vote"]
+    beats = partial(_gap, dense)
+    return (
+        beats("5 workers by label, 1 bit up and 1 down: within 0.5 points of dense", two_bits, 0.5),
+        beats("5 workers by label, no error memory: within 3 points of dense", memoryless, 3.0),
+        beats("5 workers by label, a vote: within 3 points of dense", votes, 3.0),
+    )
+
+
+def _gap(dense: float, text: str, rows: list[Row], points: float) -> Claim:
+    best = max(rows, key=_mean)
+    gap = dense - _mean(best)
+    measured = f"{best.method} {_mean(best):.2f} %, dense {dense:.2f} % (train): {gap:.2f} points"
+    return Claim(text, measured, gap <= points)
+
+
+def _mean(row: Row) -> float:
+    return float(row.train_accuracy.mean())
+
+
+def _draw(rows: list[Row]) -> Figure:
+    titles = list(dict.fromkeys(row.setting for row in rows))
+    names = list(dict.fromkeys(row.method for row in rows))
+    figure = Figure(figsize=(4.2 * len(titles) + 2.6, 5.4), layout="constrained")
+    panels: Any = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for ax, title in zip(panels, titles, strict=True):
+        for row in (row for row in rows if row.setting == title):
+            color = _COLORS[CONTENDERS[row.method].kind]
+            y, spread = row.test_accuracy.mean(), row.test_accuracy.std(ddof=1)
+            ax.errorbar(row.megabytes, y, spread, fmt="o", ms=4, color=color, capsize=2)
+            ax.annotate(
+                str(1 + names.index(row.method)), (row.megabytes, y), (4, 3),
+                textcoords="offset points", fontsize=8, color=color,
+            )  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_title(title)
+        ax.set_xlabel("sent by one worker [MB]")
+        tidy(ax)
+    panels[0].set_ylabel("test accuracy [%]")
+    handles = [
+        panels[0].plot([], [], "o", ms=4, color=_COLORS[CONTENDERS[name].kind])[0] for name in names
+    ]
+    labels = [f"{i} {name}" for i, name in enumerate(names, 1)]
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    return figure
+
+
+def _table(rows: list[Row]) -> Columns:
+    numbers = {
+        "learning_rate": [row.learning_rate for row in rows],
+        "train_accuracy": [row.train_accuracy.mean() for row in rows],
+        "train_accuracy_std": [row.train_accuracy.std(ddof=1) for row in rows],
+        "test_accuracy": [row.test_accuracy.mean() for row in rows],
+        "test_accuracy_std": [row.test_accuracy.std(ddof=1) for row in rows],
+        "bits_per_coordinate": [row.bits_per_coordinate for row in rows],
+        "megabytes": [row.megabytes for row in rows],
+    }
+    words = {
+        "setting": np.array([row.setting for row in rows]),
+        "method": np.array([row.method for row in rows]),
+    }
+    return words | {name: np.array(column, float) for name, column in numbers.items()}
