@@ -47,7 +47,9 @@ def run_sweep(
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     specs = _specs(sweep, learning_rates[0], keys[0])
     start = jax.jit(lambda rates, keys: _start(sweep, specs, rates, keys))
-    advance = jax.jit(partial(_advance, sweep, specs), donate_argnums=0)
+    advance = jax.jit(
+        partial(_advance, sweep, specs), donate_argnums=0, compiler_options=_compiler_options()
+    )
     carry, rows = start(rates, keys), []
     for windows in _chunks(points):
         carry, row = advance(carry, arrays, rates, keys, windows)
@@ -55,6 +57,11 @@ def run_sweep(
         on_steps(int(windows[-1, 1] - windows[0, 0]))
     stacked = jax.tree.map(lambda *x: np.concatenate(x)[: len(points)], *rows)
     return {name: np.moveaxis(x, [0, 1, 2], [2, 1, 0]) for name, x in stacked.items()}
+
+
+def _compiler_options() -> dict[str, Any]:
+    """LLVM's level 1 compiles a step in 0.7 s instead of 1.8 s and runs it as fast (on a CPU)."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 
 
 def _chunks(points: np.ndarray) -> list[np.ndarray]:
