@@ -7,8 +7,8 @@ repetitions. Right: the stochastic gradients of two weights before epochs 5, 25 
 Left open by the paper, chosen here:
   network     784 - 64 (relu) - 10: 50,890 parameters, LeCun's initialisation
   batches     128 images drawn with replacement from one half, the half by a fair coin
-  budget      50 epochs of signSGD: 149 MB at 1 bit per coordinate and step (ties="random": a zero
-              coordinate is a fair coin); SGD sends 32 bits
+  budget      50 epochs of signSGD: 298 MB at 2 bits per coordinate and step, as the paper's sign(0)
+              is 0 (ties="zero"); SGD sends 32 bits
   tuning      {1, 0.1, 0.01, 0.001, 0.0001} on a tenth of the budget, then {0.1, 0.2, 0.5, 1, 2}
               times the best on 0.3 of it, by the training loss
   weights     the output biases of the labels 0 and 9, in the first repetition of signSGD, 2,000
@@ -167,6 +167,7 @@ def _draw(runs: Any, clouds: np.ndarray, epochs: Any, budget: float) -> Figure:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlim(0.05, budget)
+        ax.set_ylim(0, 101)
         ax.set_ylabel(f"{metric.split('_')[0]} accuracy [%]")
         tidy(ax)
         ax.legend(loc="lower right")

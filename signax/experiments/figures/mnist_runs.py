@@ -16,10 +16,10 @@ from signax.experiments.default_config import get_config
 
 HIDDEN_SIZE = 64
 NUM_COORDINATES = 785 * HIDDEN_SIZE + (HIDDEN_SIZE + 1) * 10  # 50,890
-BITS = {"signSGD": 1, "SGD": 32}  # per coordinate and step, from the worker to the server
+BITS = {"signSGD": 2, "SGD": 32}  # per coordinate and step, from the worker to the server
 _AXIS = "workers"
 METHODS = {
-    "signSGD": lambda rate: signax.sign_sgd(rate, axis_name=_AXIS, ties="random"),
+    "signSGD": lambda rate: signax.sign_sgd(rate, axis_name=_AXIS, ties="zero"),
     "SGD": lambda rate: signax.dense_sgd(rate, axis_name=_AXIS),
 }
 _NUM_SCORED = 10_000  # training images on which the train accuracy is taken
