@@ -18,6 +18,10 @@ COMMANDS = {
         "signax.experiments.bench.bench_command",
         "what a step costs here, in ratios and bits",
     ),
+    "figures": (
+        "signax.experiments.figures.figures_command",
+        "the paper's figures and claims, measured again",
+    ),
     "compare": ("signax.experiments.compare_command", "table of finished runs, mean over seeds"),
 }
 

@@ -115,9 +115,7 @@ def compare(
                 bar.set_postfix_str(f"{name}, M = {count}")
                 batches = _batches(data, batch_size, int(count))
                 make_params = params if callable(params) else lambda key: params
-                sweep = Sweep(
-                    loss_fn, make_params, batches, method, int(count), metrics, axis_name
-                )
+                sweep = Sweep(loss_fn, make_params, batches, method, int(count), metrics, axis_name)
                 with _named(name, count):
                     of_method.append(run_sweep(sweep, row, seeds, points, bar.update))
             values.append({k: np.stack([v[k] for v in of_method], axis=1) for k in of_method[0]})
@@ -143,8 +141,8 @@ def _points(num_steps: int, eval_steps: int | Sequence[int]) -> np.ndarray:
     points = np.unique(np.asarray([0, *eval_steps, num_steps]))
     if points.dtype.kind not in "iu" or points[0] < 0 or points[-1] > num_steps:
         raise ValueError(
-            f"compare: eval_steps must be whole numbers of steps between 0 and num_steps={num_steps},"
-            f" got {points.tolist()}."
+            f"compare: eval_steps must be whole numbers of steps from 0 to num_steps={num_steps}, got"
+            f" {points.tolist()}."
         )
     return points
 

@@ -1,7 +1,7 @@
 """One method on M simulated workers, for all seeds and learning rates at once, in one program.
 
     seeds ──> learning rates ──> workers     three nested `jax.vmap`
-    points ──> steps                         a `lax.scan` over the points at which metrics are taken,
+    points ──> steps                         a `lax.scan` over the points where metrics are taken,
                                              a loop of as many steps as lie between two of them
 
 All learning rates of a seed see the same batches.

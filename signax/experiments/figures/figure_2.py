@@ -29,7 +29,6 @@ from signax.experiments.comparison_plot import draw_band
 from signax.experiments.figures.made import Claim, Columns, Made, tidy
 from signax.experiments.figures.mnist_runs import (
     METHODS,
-    Images,
     Tuned,
     at_megabytes,
     first_params,

@@ -6,7 +6,7 @@ f(x_k) against k, mean of 10 repetitions, mini-batch 1; left a constant step of 
 Left open by the paper, chosen here:
   noise       nu = 1. The draw of i alone is noise enough: seven or eight of the nine f_i do not
               touch a coordinate, whose sign is then a coin of the added noise
-  x0          (-1, ..., -1), where f = 3,636; the minimum is 0 at (1, ..., 1)
+  x0          (-0.5, ..., -0.5), where f = 526.5; the minimum is 0 at (1, ..., 1)
   steps       K = 10,000
   M           1 to 16, all of them; the plot has 1, 2, 3, 4, 7, 8, 15, 16
   plateau     mean of f over the last half of the steps
@@ -75,7 +75,9 @@ def _claims(workers: list[int], plateau: np.ndarray) -> tuple[Claim, ...]:
     names = [f"{workers[i - 1]} to {workers[i]}" for i in pairs]
     ratios = [
         f"{name}: " + ", ".join(f"{n} {r:.2f}" for n, r in zip(names, row, strict=True))
-        for name, row in zip(_METHODS, mean[:, pairs] / mean[:, [i - 1 for i in pairs]], strict=True)
+        for name, row in zip(
+            _METHODS, mean[:, pairs] / mean[:, [i - 1 for i in pairs]], strict=True
+        )
     ]
     return (
         Claim(

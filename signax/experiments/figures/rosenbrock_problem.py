@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import binom  # pyright: ignore[reportMissingImports]
 
 NUM_COORDINATES = 10
-START = -jnp.ones(NUM_COORDINATES)  # f = 3,636; the minimum is 0 at (1, ..., 1)
+START = jnp.full(NUM_COORDINATES, -0.5)  # f = 526.5; the minimum is 0 at (1, ..., 1)
 
 
 def terms(x: jax.Array) -> jax.Array:

@@ -43,9 +43,7 @@ def make(is_quick: bool) -> Made:
         name: np.array([run(num_steps=k).mean() for k in all_steps]) for name, run in cases.items()
     }
     bound = [
-        theory.theorem_4_bound(
-            _DIMENSION / 2, _NOISE * _DIMENSION**0.5, 1.0, _DIMENSION, float(k)
-        )
+        theory.theorem_4_bound(_DIMENSION / 2, _NOISE * _DIMENSION**0.5, 1.0, _DIMENSION, float(k))
         for k in all_steps
     ]
     bound = np.asarray(bound)
@@ -122,8 +120,8 @@ def _claims(averages: Any, bound: np.ndarray, slopes: dict[str, float]) -> tuple
         Claim(
             "printed for any workers, the rate K^(-1/4) also for those that differ (slope within"
             " 0.1)",
-            f"slope {slopes[_STALLED]:.3f}, average gradient {last:.3f} at the largest K: it stalls."
-            f" With Scale(shared=True): slope {slopes[_CURED]:.3f}, {averages[_CURED][-1]:.3f}",
+            f"slope {slopes[_STALLED]:.3f}, average gradient {last:.3f} at the largest K: it"
+            f" stalls. With Scale(shared=True): slope {slopes[_CURED]:.3f}, {averages[_CURED][-1]:.3f}",
             abs(slopes[_STALLED] + 0.25) < 0.1,
         ),
     )
