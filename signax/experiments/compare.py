@@ -84,13 +84,13 @@ def compare(
       ...     "SGD": lambda lr: signax.dense_sgd(lr, axis_name="workers"),
       ...   },
       ...   learning_rates=[0.1, 0.01],
-      ...   num_workers=[1, 10],
+      ...   num_workers=10,
       ...   num_steps=200,
       ...   metrics={"distance": lambda x: jnp.abs(x - 1.0)},
       ...   show_progress=False,
       ... )
       >>> result["distance"].shape
-      (2, 2, 2, 3, 51)
+      (2, 2, 1, 3, 51)
       >>> bool((result.final("distance")[:, 1] < 0.2).all())  # learning rate 0.01
       True
       >>> figure = result.plot("distance")
@@ -141,8 +141,8 @@ def _points(num_steps: int, eval_steps: int | Sequence[int]) -> np.ndarray:
     points = np.unique(np.asarray([0, *eval_steps, num_steps]))
     if points.dtype.kind not in "iu" or points[0] < 0 or points[-1] > num_steps:
         raise ValueError(
-            f"compare: eval_steps must be whole numbers of steps from 0 to num_steps={num_steps}, got"
-            f" {points.tolist()}."
+            f"compare: eval_steps must be whole numbers of steps from 0 to num_steps={num_steps},"
+            f" got {points.tolist()}."
         )
     return points
 

@@ -46,10 +46,9 @@ def run_sweep(
     rates, arrays = jnp.asarray(learning_rates, jnp.float32), sweep.batches.arrays
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     specs = _specs(sweep, learning_rates[0], keys[0])
-    start = jax.jit(lambda rates, keys: _start(sweep, specs, rates, keys))
-    advance = jax.jit(
-        partial(_advance, sweep, specs), donate_argnums=0, compiler_options=_compiler_options()
-    )
+    options = _compiler_options()
+    start = jax.jit(partial(_start, sweep, specs), compiler_options=options)
+    advance = jax.jit(partial(_advance, sweep, specs), donate_argnums=0, compiler_options=options)
     carry, rows = start(rates, keys), []
     for windows in _chunks(points):
         carry, row = advance(carry, arrays, rates, keys, windows)

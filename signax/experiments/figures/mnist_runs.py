@@ -22,6 +22,7 @@ METHODS = {
     "signSGD": lambda rate: signax.sign_sgd(rate, axis_name=_AXIS, ties="zero"),
     "SGD": lambda rate: signax.dense_sgd(rate, axis_name=_AXIS),
 }
+_FINER = (0.1, 0.2, 0.5, 1.0, 2.0)  # times the best of the log grid
 _NUM_SCORED = 10_000  # training images on which the train accuracy is taken
 
 
@@ -106,7 +107,7 @@ def tune_and_run(
 ) -> Tuned:
     """The log grid on a tenth of the budget, a finer one on 0.3 of it, then 3 repetitions of all.
 
-    Both times the rate with the least training loss is kept (accuracy saturates at 100 %). Tuning
+    The quick version has no finer grid. Both times the rate with the least training loss is kept (accuracy saturates at 100 %). Tuning
     has a seed of its own.
     """
     metrics = images.metrics
@@ -129,13 +130,14 @@ def tune_and_run(
         result = run(rates, share, [1000], 4, {})
         return float(result.learning_rates[0, result.best()[0, 0]])
 
-    coarse = best(grid, 0.1)
-    fine = [coarse * factor for factor in ((0.3, 1.0) if is_quick else (0.1, 0.2, 0.5, 1.0, 2.0))]
-    rate = best(fine, 0.3)
+    rate, tried = best(grid, 0.1), [*grid]
+    if not is_quick:
+        fine = [rate * factor for factor in _FINER]
+        rate, tried = best(fine, 0.3), [*grid, *fine]
     last = num_steps_of(method, budget)
     points = np.geomspace(1, last, 10 if is_quick else 28).astype(int)
     points = np.unique([*points, min(last, num_steps_of(method, 1.0)), *extra_points])
-    return Tuned(run([rate], 1.0, range(3), points.tolist(), metrics), rate, [*grid, *fine])
+    return Tuned(run([rate], 1.0, range(3), points.tolist(), metrics), rate, tried)
 
 
 def at_megabytes(tuned: Tuned, method: str, metric: str, size: float) -> float:
