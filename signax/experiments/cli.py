@@ -22,6 +22,10 @@ COMMANDS = {
         "signax.experiments.weights_command",
         "which methods follow the weights of workers that differ",
     ),
+    "figures": (
+        "signax.experiments.figures.figures_command",
+        "the paper's figures and claims, measured again",
+    ),
     "compare": ("signax.experiments.compare_command", "table of finished runs, mean over seeds"),
 }
 
