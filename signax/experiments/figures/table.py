@@ -19,4 +19,5 @@ FIGURES = {
     "counterexample": Entry("counterexample", "who leaves the line of (5)-(6)"),
     "2": Entry("figure_2", "MNIST, split batches: accuracy, gradients with two humps", True),
     "3": Entry("figure_3", "MNIST, standard batches of three sizes", True),
+    "methods": Entry("methods", "MNIST: every method, shuffled and by label", True),
 }
