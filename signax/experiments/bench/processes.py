@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from signax.experiments.bench import launch, network
+from signax.experiments import cluster
+from signax.experiments.bench import network
 from signax.experiments.errors import UsageError
 
 CHILD = "SIGNAX_BENCH_CHILD"  # set in processes that must end with their parent
@@ -114,7 +115,7 @@ def python(*arguments: str) -> list[str]:
 
 
 def _environment(rank: int, num: int, address: str) -> dict[str, str]:
-    names = (launch.COORDINATOR, launch.NUM_PROCESSES, launch.PROCESS_ID)
+    names = (cluster.COORDINATOR, cluster.NUM_PROCESSES, cluster.PROCESS_ID)
     return {
         **dict(zip(names, (address, str(num), str(rank)), strict=True)),
         "JAX_PLATFORMS": "cpu",
