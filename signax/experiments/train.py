@@ -153,8 +153,9 @@ class _Run:
             while self.step < num_steps and not cluster.any_process(is_asked_to_stop()):
                 before = self.step
                 row = self._advance()
+                shown = f"loss {row['loss']:.3f}, test {row['test_accuracy']:.2%}"
+                bar.set_postfix_str(shown, refresh=False)
                 bar.update(self.step - before)
-                bar.set_postfix_str(f"loss {row['loss']:.3f}, test {row['test_accuracy']:.2%}")
                 if _has_passed(self.check_sync_every, before, self.step):
                     self._check_sync()
                 if _has_passed(self.config.checkpoint_every, before, self.step):

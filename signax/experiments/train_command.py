@@ -4,6 +4,7 @@ Exit status: 0 finished, 1 the workers' parameters drifted apart, 2 a mistake in
 3 another process is lost, 130 stopped by SIGINT or SIGTERM (with a checkpoint).
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from signax.experiments.compare_command import comparison
 from signax.experiments.config_flag import parse_flags
 from signax.experiments.default_config import Config, get_config
 from signax.experiments.errors import UsageError
+from signax.experiments.launch_command import LAUNCHED_AT
 from signax.experiments.report import report
 from signax.experiments.train import train
 from signax.experiments.workers import make_cpu_devices
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     flag: Any = {
         name: flag_values[name].value for name in ("workdir", *_SWITCHES, "seeds", *_OTHERS)
     }
-    if (flag["resume"] or flag["resume_or_start"]) and flag["overwrite"]:
+    if flag["overwrite"] and (flag["resume"] or (flag["resume_or_start"] and not _LAUNCHED_AT)):
         raise UsageError("--resume continues a run and --overwrite throws it away: choose one.")
     if flag["change_num_workers"] and not (flag["resume"] or flag["resume_or_start"]):
         raise UsageError("--change_num_workers changes a run that goes on: add --resume.")
@@ -82,12 +84,13 @@ def _train(runs: Sequence[tuple[Config, Path]], flag: Any, argv: Sequence[str]) 
     for config, path in runs:
         others = {name: flag[name] for name in _OTHERS}
         make_cpu_devices(config.num_workers)  # before the first process is asked: that starts JAX
-        # Of several seeds, the first may be finished and the last not begun.
-        is_lenient = flag["resume_or_start"] or len(runs) > 1
         resume = flag["resume"] or flag["resume_or_start"]
-        if resume and is_lenient:
-            resume = cluster.from_first((path / "run.json").exists)
-        result = train(config, path, resume=resume, overwrite=flag["overwrite"], **others)
+        # Of several seeds, the first may be finished and the last not begun.
+        if flag["resume_or_start"] or (resume and len(runs) > 1):
+            since = _LAUNCHED_AT if flag["overwrite"] else 0.0
+            resume = cluster.from_first(lambda path=path, since=since: _has_begun(path, since))
+        overwrite = flag["overwrite"] and not resume
+        result = train(config, path, resume=resume, overwrite=overwrite, **others)
         if not result.is_finished:
             return _interrupted(result.step, config.num_steps, path, argv)
         _say(f"\n{report(result)}\nwritten to           {path}{_FILES}")
@@ -95,6 +98,12 @@ def _train(runs: Sequence[tuple[Config, Path]], flag: Any, argv: Sequence[str]) 
     if len(results) > 1:
         _say(f"\n{comparison(results)}")
     return 0
+
+
+def _has_begun(path: Path, since: float) -> bool:
+    """Whether a run lies here that is no older than that, in seconds since the epoch."""
+    described = path / "run.json"
+    return described.exists() and described.stat().st_mtime >= since
 
 
 def _say(text: str, file: Any = None) -> None:
@@ -119,6 +128,8 @@ def _meeting(flag_values: flags.FlagValues) -> cluster.Meeting | None:
     return cluster.meeting_of() or (cluster.Meeting() if is_distributed else None)
 
 
+# When `signax launch` first started this run: what is older is what --overwrite speaks of.
+_LAUNCHED_AT = float(os.environ.get(LAUNCHED_AT, "0"))
 _SWITCHES = ("resume", "resume_or_start", "overwrite")
 _OTHERS = ("change_num_workers", "check_sync_every")
 _FILES = "/{curves.png, metrics.jsonl, result.json, checkpoints}"

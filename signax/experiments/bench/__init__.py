@@ -7,7 +7,7 @@ kernels         (a) one worker alone: signs, packing, counting, the local step
 bits            (b) bits per coordinate of every algorithm and wire, from HLO
 steps           (c) whole steps and exchanges on the devices at hand
 model           the trees and the network that are stepped
-processes       starts local processes and ends them
+local           the same in several local processes
 network         joins them by a slow network (Linux namespaces)
 report          tables, JSON
 chart           the picture

@@ -13,8 +13,8 @@ import jax
 from jax.sharding import Mesh
 
 import signax
-from signax.experiments import cluster, workers
-from signax.experiments.bench import bits, chart, kernels, processes, report, steps
+from signax.experiments import cluster, processes, workers
+from signax.experiments.bench import bits, chart, kernels, local, report, steps
 from signax.experiments.bench.settings import Settings
 from signax.experiments.bench.timing import Group, measure
 from signax.experiments.errors import UsageError
@@ -25,7 +25,6 @@ _CPU_WORKERS = 4  # of the steps
 
 def run(settings: Settings, argv: Sequence[str]) -> int:
     """Measures what was asked for, prints it, writes JSON and PNG; returns the exit status."""
-    processes.end_with_parent()
     steps.require_known(settings.only)
     if meeting := cluster.meeting_of():
         return cluster.run_joined(
@@ -33,7 +32,7 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
         )
     if settings.processes:
         command = processes.python("bench", *without(argv, "--processes", "--bandwidth"))
-        status = processes.run(command, settings.processes, settings.bandwidth, settings.workdir)
+        status = local.run(command, settings.processes, settings.bandwidth, settings.workdir)
         return status or _note_settings(settings)
     if len(settings.parts) == 1:
         return _measure(settings, settings.parts)
