@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import signax
-from signax.experiments import cli
-from signax.experiments.bench import bench_command, bits, c_loop, network, processes, steps, timing
+from signax.experiments import cli, processes
+from signax.experiments.bench import bench_command, bits, c_loop, local, network, steps, timing
 from signax.experiments.bench.settings import parse_bandwidth, parse_parts, parse_sizes
 from signax.experiments.errors import UsageError
 from workers import run_python
@@ -246,7 +246,7 @@ def test_no_process_outlives_an_interrupted_run(signum: signal.Signals, tmp_path
 def test_a_process_that_fails_stops_the_others():
     code = "import os, time; os.environ['JAX_PROCESS_ID'] == '1' and os._exit(3); time.sleep(600)"
     with pytest.raises(UsageError, match="process 1 of 2 ended with exit status 3"):
-        processes.run([sys.executable, "-c", code], 2, None, Path("logs"))
+        local.run([sys.executable, "-c", code], 2, None, Path("logs"))
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")

@@ -200,7 +200,7 @@ def _wait_for(paths: Callable[[], Iterable[Path]], seconds: float) -> None:
 
 MISTAKES = {
     "a command": (["trian"], "Did you mean 'train'?"),
-    "a flag": (["train", "--reusme"], "Did you mean: resume?"),
+    "a flag": (["train", "--reusme"], "Did you mean: resume"),
     "an argument": (["train", "digits"], "unexpected argument 'digits'"),
     "a field": (["train", "--config.bach_size=8"], "Did you mean 'config.batch_size'?"),
     "a field in a group": (["train", "--config.optimizer.bet=0"], "'config.optimizer.beta'?"),

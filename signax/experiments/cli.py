@@ -1,8 +1,8 @@
 """`signax COMMAND ...`: find the command's module, import only that, run it.
 
 A command is a module with `main(argv) -> exit status`, listed in `COMMANDS`. Exit status 0 is
-success, 1 a run that cannot go on, 2 a mistake in what was asked for (both one line on stderr), 130
-an interrupted run.
+success, 1 a run that cannot go on, 2 a mistake in what was asked for, 3 the loss of another process
+(all one line on stderr), 130 an interrupted run.
 """
 
 import importlib
@@ -10,10 +10,15 @@ import sys
 from collections.abc import Sequence
 
 import signax
+from signax.experiments import processes
 from signax.experiments.errors import OneLineError, unknown_name
 
 COMMANDS = {
     "train": ("signax.experiments.train_command", "train a network with M voting workers"),
+    "launch": (
+        "signax.experiments.launch_command",
+        "start N local processes that train together, and again if one dies",
+    ),
     "bench": (
         "signax.experiments.bench.bench_command",
         "what a step costs here, in ratios and bits",
@@ -32,6 +37,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
+    processes.end_with_parent()
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     try:
         return _run(name, rest)

@@ -10,10 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 import signax
 from signax import _drift
+from signax.experiments import cluster
 from signax.experiments.data import load_dataset
 from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError
-from signax.experiments.feed import PADDING, Order, Shards, place, take_batch
+from signax.experiments.feed import PADDING, Order, Shards, place, place_rows, take_batch
 from signax.experiments.model import Model, make_model
 from signax.experiments.optimizers import make_optimizer
 from signax.experiments.partition import split_examples
@@ -41,15 +42,23 @@ class Experiment(NamedTuple):
     def num_coordinates(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.first_params))
 
-    def first_state(self, num_workers: int | None = None) -> signax.TrainState:
-        """The state before the first step; of another number of workers, on one device."""
-        where = self.mesh if num_workers is None else num_workers
-        return signax.init_train_state(self.first_params, self.optimizer, where)
+    def first_state(self) -> signax.TrainState:
+        """The state before the first step."""
+        return signax.init_train_state(self.first_params, self.optimizer, self.mesh)
+
+    def state_of(self, num_workers: int) -> signax.TrainState:
+        """Shapes of a state of another number of workers, all of it on every device."""
+        state = jax.eval_shape(
+            lambda: signax.init_train_state(self.first_params, self.optimizer, num_workers)
+        )
+        everywhere = NamedSharding(self.mesh, P())
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
+        )
 
     def rows(self, first_step: int, num_steps: int) -> jax.Array:
         """Tells each worker which of its examples to take: int32 [num_steps, M, B/M]."""
-        rows = self.order.rows(first_step, num_steps)
-        return jax.device_put(rows, NamedSharding(self.mesh, P(None, *self.mesh.axis_names)))
+        return place_rows(self.order.rows(first_step, num_steps), self.mesh)
 
     def bits_per_coordinate(self, state: signax.TrainState) -> float:
         """Reads from the compiled step what one worker sends per coordinate."""
@@ -73,11 +82,11 @@ def make_experiment(config: Config) -> Experiment:
     )
     mesh = make_mesh(config.num_workers)
     optimizer = make_optimizer(config, *mesh.axis_names)
-    data = load_dataset(config)
+    data = cluster.first_before_others(lambda: load_dataset(config))
     split = partial(split_examples, num_workers=mesh.size, seed=config.seed)
     owned = split(config.partition, data.train.labels)
     order = Order([len(examples) for examples in owned], config.batch_size, config.seed)
-    with jax.default_device(mesh.devices.flat[0]):  # not an accelerator that takes no part
+    with jax.default_device(mesh.local_devices[0]):  # not an accelerator that takes no part
         num_pixels = data.train.images.shape[1]
         model, params = make_model(
             num_pixels, config.hidden_size, data.num_classes, data.max_pixel, config.seed
@@ -86,7 +95,7 @@ def make_experiment(config: Config) -> Experiment:
         config=config,
         mesh=mesh,
         model=model,
-        first_params=params,
+        first_params=jax.device_get(params),  # each process has them: drawn from the seed
         optimizer=optimizer,
         step=signax.make_train_step(model.loss, optimizer, mesh, has_aux=True),
         order=order,

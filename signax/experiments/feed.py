@@ -3,12 +3,14 @@
 Every worker keeps its own examples in its own memory, as bytes. The host sends only *which*
 example each worker takes at each step, for many steps at once, so a jitted scan never waits.
 
+Of several processes, each copies only its own workers' examples.
+
 The order is an address, not a stream: worker n's order in an epoch is a permutation drawn from
 (seed, epoch, n). Any step can be replayed, and a resumed run sees the batches it would have seen.
 """
 
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +33,32 @@ class Shards(NamedTuple):
 
 def place(split: Split, owned: list[np.ndarray], mesh: Mesh) -> Shards:
     """Copies to each worker the examples that it owns."""
-    num_rows = max(len(examples) for examples in owned)
-    images = np.zeros((len(owned), num_rows, split.images.shape[1]), np.uint8)
-    labels = np.full((len(owned), num_rows), PADDING, np.int32)
-    for worker, examples in enumerate(owned):
-        images[worker, : len(examples)] = split.images[examples]
-        labels[worker, : len(examples)] = split.labels[examples]
+    shape = (len(owned), max(len(examples) for examples in owned))
+
+    def images(index: Any) -> np.ndarray:  # of one worker, as its device asks for them
+        return _padded(split.images, owned[index[0]], shape[1], 0)
+
+    def labels(index: Any) -> np.ndarray:
+        return _padded(split.labels, owned[index[0]], shape[1], PADDING)
+
     sharding = NamedSharding(mesh, P(*mesh.axis_names))
-    return Shards(jax.device_put(images, sharding), jax.device_put(labels, sharding))
+    return Shards(
+        jax.make_array_from_callback((*shape, split.images.shape[1]), sharding, images),
+        jax.make_array_from_callback(shape, sharding, labels),
+    )
+
+
+def _padded(values: np.ndarray, owned: list[np.ndarray], num_rows: int, padding: int) -> np.ndarray:
+    rows = np.full((len(owned), num_rows, *values.shape[1:]), padding, values.dtype)
+    for row, examples in zip(rows, owned, strict=True):
+        row[: len(examples)] = values[examples]
+    return rows
+
+
+def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Tells each worker which of its examples to take: int32 [num_steps, M, B/M]."""
+    sharding = NamedSharding(mesh, P(None, *mesh.axis_names))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
 def take_batch(shards: Shards, rows: jax.Array, mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,4 +1,9 @@
-"""Train a network with M workers that vote, and write down what happened."""
+"""Train a network with M workers that vote, and write down what happened.
+
+The workers may be spread over several processes (`signax.experiments.cluster`). Each of them runs
+this same code and makes the same number of steps: how many is read from the config alone, and
+whether to stop earlier is agreed upon before each evaluation.
+"""
 
 import time
 from collections.abc import Callable
@@ -9,6 +14,8 @@ import jax
 from tqdm import tqdm
 
 import signax
+from signax.experiments import cluster
+from signax.experiments.agreement import require_same_run
 from signax.experiments.checkpoint import Checkpoints
 from signax.experiments.default_config import Config
 from signax.experiments.errors import DriftError
@@ -22,6 +29,7 @@ from signax.experiments.experiment import (
 from signax.experiments.interrupt import interruptible
 from signax.experiments.optimizers import ties_of
 from signax.experiments.workdir import Row, Workdir
+from signax.experiments.workers import make_cpu_devices
 
 DENSE_BITS = 2 * 32  # an all-reduce of float32: everything goes out twice, times (M - 1) / M
 
@@ -58,7 +66,8 @@ def train(
 ) -> Result:
     """Trains what `config` describes; `workdir` gets metrics, curves, result and checkpoint.
 
-    SIGINT ends the run after the steps in hand, with a checkpoint; `Result.is_finished` says so.
+    SIGINT ends the run after the steps in hand, with a checkpoint; `Result.is_finished` says so. A
+    signal to one of several processes ends all of them, at the same step.
 
     Args:
       config: as from `signax.experiments.default_config.get_config`.
@@ -69,16 +78,19 @@ def train(
         `signax.change_num_workers`); None refuses to.
       check_sync_every: every so many steps, at the next row of metrics, compare the workers'
         parameters bit for bit; 0 is never.
-      on_metrics: called as `on_metrics(step, row)` with each row of `metrics.jsonl`:
-        `lambda step, row: wandb.log(row, step)`.
+      on_metrics: called as `on_metrics(step, row)` with each row of `metrics.jsonl`, in every
+        process: `lambda step, row: wandb.log(row, step)`.
 
     Returns:
       The result.
 
     Raises:
-      UsageError: what the config asks for cannot be done.
+      UsageError: what the config asks for cannot be done, or processes were asked for different
+        things.
       DriftError: the workers' parameters are no longer the same.
     """
+    make_cpu_devices(config.num_workers)  # before the processes compare: that starts JAX
+    require_same_run(config, workdir, resume, overwrite, change_num_workers, check_sync_every)
     experiment = make_experiment(config)
     folder = Workdir(
         workdir,
@@ -101,9 +113,9 @@ def train(
 def _first_or_saved_state(
     experiment: Experiment, folder: Workdir, checkpoints: Checkpoints, how: Any
 ) -> signax.TrainState:
-    if folder.saved_num_workers == experiment.num_workers:
+    if folder.saved_num_workers == experiment.num_workers or not checkpoints.latest_step:
         return checkpoints.restore(experiment.first_state())
-    saved = checkpoints.restore(experiment.first_state(folder.saved_num_workers))
+    saved = checkpoints.restore(experiment.state_of(folder.saved_num_workers))
     return signax.change_num_workers(saved, experiment.optimizer, experiment.mesh, how)
 
 
@@ -133,13 +145,17 @@ class _Run:
     def go_on(self) -> None:
         """Trains to the last step, or until somebody asks to stop."""
         num_steps = self.config.num_steps
-        bar = tqdm(total=num_steps, initial=self.step, unit="step", dynamic_ncols=True)
+        bar = tqdm(
+            total=num_steps, initial=self.step, unit="step", dynamic_ncols=True,
+            disable=not cluster.is_first(),
+        )  # fmt: skip
         with bar, interruptible() as is_asked_to_stop:
-            while self.step < num_steps and not is_asked_to_stop():
+            while self.step < num_steps and not cluster.any_process(is_asked_to_stop()):
                 before = self.step
                 row = self._advance()
+                shown = f"loss {row['loss']:.3f}, test {row['test_accuracy']:.2%}"
+                bar.set_postfix_str(shown, refresh=False)
                 bar.update(self.step - before)
-                bar.set_postfix_str(f"loss {row['loss']:.3f}, test {row['test_accuracy']:.2%}")
                 if _has_passed(self.check_sync_every, before, self.step):
                     self._check_sync()
                 if _has_passed(self.config.checkpoint_every, before, self.step):
@@ -198,7 +214,8 @@ class _Run:
 
         result = self._result()
         self.folder.write_json("result.json", result._asdict())
-        draw_curves(self.rows, result, self.folder.path / "curves.png")
+        if cluster.is_first():
+            draw_curves(self.rows, result, self.folder.path / "curves.png")
         return result
 
     def _result(self) -> Result:

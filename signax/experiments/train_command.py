@@ -1,9 +1,10 @@
 """`signax train`: flags only; what they start is `signax.experiments.train`.
 
 Exit status: 0 finished, 1 the workers' parameters drifted apart, 2 a mistake in what was asked for,
-130 stopped by SIGINT or SIGTERM (with a checkpoint).
+3 another process is lost, 130 stopped by SIGINT or SIGTERM (with a checkpoint).
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,12 +13,15 @@ from typing import Any
 
 from absl import flags, logging
 
+from signax.experiments import cluster
 from signax.experiments.compare_command import comparison
 from signax.experiments.config_flag import parse_flags
 from signax.experiments.default_config import Config, get_config
 from signax.experiments.errors import UsageError
+from signax.experiments.launch_command import LAUNCHED_AT
 from signax.experiments.report import report
 from signax.experiments.train import train
+from signax.experiments.workers import make_cpu_devices
 
 _HELP = """usage: signax train [--config=FILE.py] [--config.FIELD=VALUE ...] [flags]
 
@@ -29,6 +33,7 @@ Train a network with M workers that vote on every step.
 
   --workdir=DIR      where to write; default: runs/NAME, named after the config and what was changed
   --resume           continue the run that lies there, bit for bit
+  --resume_or_start  continue the run that lies there, or start it if there is none
   --overwrite        throw away the run that lies there
   --change_num_workers=mean|zero
                      with --resume and another number of workers: each starts with the mean of
@@ -37,6 +42,17 @@ Train a network with M workers that vote on every step.
                      every N steps (default 100; 0: never) compare the workers' parameters bit for
                      bit, and stop if they differ
   --seeds=0,1,2      one run for each seed, and a table of mean and spread
+
+Several processes, on one host or many (the first one prints and writes); `signax launch` starts
+local ones. Under srun, mpirun and on GKE's TPUs they are found without a flag.
+
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+                     where process 0 listens, how many there are, and which one this is: 0, 1, ...
+  --distributed      let JAX find the others (SLURM, Open MPI, Cloud TPU, Kubernetes);
+                     --nodistributed: train alone, whatever the environment says
+  --heartbeat_timeout=SECONDS
+                     after which a silent process counts as dead and all others end (default 30);
+                     as long is waited, at the start, for all to come
 
 Fields of the default config:
 """
@@ -53,28 +69,68 @@ def main(argv: Sequence[str]) -> int:
     flag: Any = {
         name: flag_values[name].value for name in ("workdir", *_SWITCHES, "seeds", *_OTHERS)
     }
-    if flag["resume"] and flag["overwrite"]:
+    if flag["overwrite"] and (flag["resume"] or (flag["resume_or_start"] and not _LAUNCHED_AT)):
         raise UsageError("--resume continues a run and --overwrite throws it away: choose one.")
-    if flag["change_num_workers"] and not flag["resume"]:
+    if flag["change_num_workers"] and not (flag["resume"] or flag["resume_or_start"]):
         raise UsageError("--change_num_workers changes a run that goes on: add --resume.")
     folder = Path(flag["workdir"] or Path("runs") / chosen.name)
     runs = _one_per_seed(chosen.config, folder, flag["seeds"])
+    timeout: Any = flag_values["heartbeat_timeout"].value
+    return cluster.run_joined(_meeting(flag_values), timeout, lambda: _train(runs, flag, argv))
+
+
+def _train(runs: Sequence[tuple[Config, Path]], flag: Any, argv: Sequence[str]) -> int:
     results = []
     for config, path in runs:
-        # Of several seeds, the first may be finished and the last not begun.
-        resume = flag["resume"] and (len(runs) == 1 or (path / "run.json").exists())
         others = {name: flag[name] for name in _OTHERS}
-        result = train(config, path, resume=resume, overwrite=flag["overwrite"], **others)
+        make_cpu_devices(config.num_workers)  # before the first process is asked: that starts JAX
+        resume = flag["resume"] or flag["resume_or_start"]
+        # Of several seeds, the first may be finished and the last not begun.
+        if flag["resume_or_start"] or (resume and len(runs) > 1):
+            since = _LAUNCHED_AT if flag["overwrite"] else 0.0
+            resume = cluster.from_first(lambda path=path, since=since: _has_begun(path, since))
+        overwrite = flag["overwrite"] and not resume
+        result = train(config, path, resume=resume, overwrite=overwrite, **others)
         if not result.is_finished:
             return _interrupted(result.step, config.num_steps, path, argv)
-        print(f"\n{report(result)}\nwritten to           {path}{_FILES}", flush=True)
+        _say(f"\n{report(result)}\nwritten to           {path}{_FILES}")
         results.append((path, result._asdict()))
     if len(results) > 1:
-        print(f"\n{comparison(results)}")
+        _say(f"\n{comparison(results)}")
     return 0
 
 
-_SWITCHES = ("resume", "overwrite")
+def _has_begun(path: Path, since: float) -> bool:
+    """Whether a run lies here that is no older than that, in seconds since the epoch."""
+    described = path / "run.json"
+    return described.exists() and described.stat().st_mtime >= since
+
+
+def _say(text: str, file: Any = None) -> None:
+    if cluster.is_first():
+        print(text, file=file, flush=True)
+
+
+def _meeting(flag_values: flags.FlagValues) -> cluster.Meeting | None:
+    """Where the flags, or a launcher's environment, say that processes meet; None: one alone."""
+    given = {name: flag_values[name].value for name in cluster.Meeting._fields}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) < len(given):
+        if missing:
+            raise UsageError(
+                "--coordinator=HOST:PORT, --num_processes=N and --process_id=I belong together: "
+                f"add {' and '.join(missing)}."
+            )
+        return cluster.checked(cluster.Meeting(**given))
+    is_distributed = flag_values["distributed"].value
+    if is_distributed is False:
+        return None
+    return cluster.meeting_of() or (cluster.Meeting() if is_distributed else None)
+
+
+# When `signax launch` first started this run: what is older is what --overwrite speaks of.
+_LAUNCHED_AT = float(os.environ.get(LAUNCHED_AT, "0"))
+_SWITCHES = ("resume", "resume_or_start", "overwrite")
 _OTHERS = ("change_num_workers", "check_sync_every")
 _FILES = "/{curves.png, metrics.jsonl, result.json, checkpoints}"
 
@@ -87,6 +143,14 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_enum("change_num_workers", None, ["mean", "zero"], "how", flag_values=flag_values)
     flags.DEFINE_integer("check_sync_every", 100, "steps", lower_bound=0, flag_values=flag_values)
     flags.DEFINE_list("seeds", [], "one run for each seed", flag_values=flag_values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT", flag_values=flag_values)
+    flags.DEFINE_integer("num_processes", None, "N", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_integer("process_id", None, "I", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_bool("distributed", None, "let JAX find the others", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "heartbeat_timeout", cluster.HEARTBEAT_TIMEOUT, "seconds", lower_bound=1,
+        flag_values=flag_values,
+    )  # fmt: skip
     return flag_values
 
 
@@ -104,10 +168,10 @@ def _one_per_seed(config: Config, folder: Path, seeds: Sequence[str]) -> list[tu
 
 
 def _interrupted(step: int, num_steps: int, path: Path, argv: Sequence[str]) -> int:
-    again = [argument for argument in argv if argument.lstrip("-") not in ("overwrite", "resume")]
-    print(
+    again = [argument for argument in argv if argument.lstrip("-") not in _SWITCHES]
+    _say(
         f"\nstopped at step {step:,} of {num_steps:,}; the checkpoint is in {path}. Go on with:\n"
         f"  {shlex.join(['signax', 'train', *again, '--resume'])}",
-        file=sys.stderr,
+        sys.stderr,
     )
     return 130

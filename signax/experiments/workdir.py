@@ -1,15 +1,20 @@
 """A run's directory: `run.json`, `metrics.jsonl`, `curves.png`, `result.json`, `checkpoints/`.
 
 A directory that holds a run is never written over unasked: `--resume` continues that run,
-`--overwrite` throws it away.
+`--overwrite` throws it away. Of several processes the first alone writes; all must see the
+directory, since each writes its workers' part of a checkpoint. A process may be killed at any time:
+JSON files are replaced whole, and half a row of metrics counts for nothing.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from signax.experiments import cluster
+from signax.experiments.agreement import flat
 from signax.experiments.errors import UsageError
 
 Row = dict[str, float]
@@ -17,6 +22,8 @@ Row = dict[str, float]
 _WRITTEN = ("run.json", "metrics.jsonl", "curves.png", "result.json")
 # Fields that a continued run may change: they alter no step.
 _FREE_FIELDS = ("checkpoint_every", "eval_every", "mnist_dir")
+# Besides these, with another number of workers: a batch must be divisible by it.
+_FREE_WITH_WORKERS = (*_FREE_FIELDS, "num_workers", "batch_size")
 
 
 class Workdir:
@@ -43,16 +50,33 @@ class Workdir:
           may_change_workers: whether the resumed run may have had another number of workers.
         """
         self.path = path
-        self.saved_num_workers = num_workers
         self._may_change_workers = may_change_workers
-        run = {"num_workers": num_workers, "config": config}
+        self._run = json.loads(json.dumps({"num_workers": num_workers, "config": config}))
+        self.saved_num_workers: int = cluster.from_first(lambda: self._open(resume, overwrite))
+        self._require_shared()
+
+    def _open(self, resume: bool, overwrite: bool) -> int:
+        """Returns how many workers the run that lies here had."""
         try:
-            self._open(json.loads(json.dumps(run)), resume, overwrite)
+            return self._open_or_fail(self._run, resume, overwrite)
         except OSError as error:
             reason = error.strerror or error
-            raise UsageError(f"cannot write in the work directory {path}: {reason}.") from error
+            raise UsageError(
+                f"cannot write in the work directory {self.path}: {reason}."
+            ) from error
 
-    def _open(self, run: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    def _require_shared(self) -> None:
+        """All processes must see what the first one has made."""
+        sees = cluster.gather_bytes(b"1" if self._metrics.exists() else b"")
+        blind = [str(process) for process, mark in enumerate(sees) if not mark]
+        if blind:
+            raise UsageError(
+                f"process {', '.join(blind)} does not see the work directory {self.path.absolute()}"
+                " of process 0: --workdir must lie on a file system that all processes share, since"
+                " each writes its workers' part of a checkpoint."
+            )
+
+    def _open_or_fail(self, run: dict[str, Any], resume: bool, overwrite: bool) -> int:
         described = self.path / "run.json"
         has_begun = self._metrics.exists() and self._metrics.stat().st_size > 0
         if resume and not described.exists():
@@ -62,18 +86,17 @@ class Workdir:
                 f"{self.path} already holds a run: --resume continues it, --overwrite starts it "
                 "again, --workdir=DIR starts a new one elsewhere."
             )
+        saved = run
         if resume:
             saved = json.loads(described.read_text())
-            if self._may_change_workers:
-                self.saved_num_workers = saved["num_workers"]
             _check_same_run(saved, run, self._may_change_workers)
         if overwrite:
             self._remove_run()
         self.path.mkdir(parents=True, exist_ok=True)
         self._metrics.touch()
-        self._run = run
-        if self.saved_num_workers == run["num_workers"]:
-            self.describe_run()
+        if saved["num_workers"] == run["num_workers"]:
+            self._replace("run.json", run)
+        return saved["num_workers"]
 
     def describe_run(self) -> None:
         """Writes `run.json`; with another number of workers, not before their first checkpoint."""
@@ -92,19 +115,31 @@ class Workdir:
 
     def rewind(self, step: int) -> list[Row]:
         """Drops the rows after `step` (written after the last checkpoint) and returns the rest."""
-        rows = [json.loads(line) for line in self._metrics.read_text().splitlines()]
-        kept = [row for row in rows if row["step"] <= step]
-        self._metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        return kept
+
+        def rewind() -> list[Row]:
+            lines = self._metrics.read_text().splitlines(keepends=True)
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            kept = [row for row in rows if row["step"] <= step]
+            self._metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            return kept
+
+        return cluster.from_first(rewind)
 
     def append(self, row: Row) -> None:
         """Adds one row to `metrics.jsonl`."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if cluster.is_first():
+            with self._metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes one of the JSON files."""
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n")
+        if cluster.is_first():
+            self._replace(name, content)
+
+    def _replace(self, name: str, content: Mapping[str, Any]) -> None:
+        new = self.path / f".{name}.new"
+        new.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(new, self.path / name)
 
 
 def _check_same_run(
@@ -116,19 +151,11 @@ def _check_same_run(
             f"{wanted['num_workers']}: pass --config.num_workers={saved['num_workers']}, or "
             "--change_num_workers=mean to go on with the mean of their memories."
         )
-    free = (*_FREE_FIELDS, "num_workers") if may_change_workers else _FREE_FIELDS
-    old, new = _flat(saved["config"]), _flat(wanted["config"])
+    free = _FREE_WITH_WORKERS if may_change_workers else _FREE_FIELDS
+    old, new = flat(saved["config"]), flat(wanted["config"])
     for name in {**old, **new}:
         if old.get(name) != new.get(name) and name not in free:
             raise UsageError(
                 f"the run to resume has config.{name}={old.get(name)!r} and this one "
                 f"{new.get(name)!r}: pass --config.{name}={old.get(name)}, or another --workdir."
             )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        is_group = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
-    return flat

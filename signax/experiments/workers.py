@@ -1,11 +1,13 @@
 """The devices that play the workers."""
 
 import contextlib
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from signax.experiments import cluster
 from signax.experiments.errors import UsageError
 
 AXIS_NAME = "workers"
@@ -15,30 +17,68 @@ _DEFAULT_NUM_WORKERS = 8
 def make_mesh(num_workers: int | None) -> Mesh:
     """Returns a mesh of M accelerators if there are that many, else of M CPU devices.
 
+    Of N processes each has M/N of the workers, on its first devices, in the order of the processes.
     CPU devices are made on the spot, which only works before JAX is first used.
 
     Args:
-      num_workers: M. None: all accelerators if there are two or more, else eight CPU devices.
+      num_workers: M. None: all accelerators if there are two or more, else eight CPU devices; of
+        several processes, one CPU device each.
     """
     if num_workers is not None and num_workers < 1:
         raise UsageError(f"config.num_workers={num_workers}: there must be at least one worker.")
-    # At least the default: the next run of this process may want more than this one.
-    _ask_for_cpu_devices(max(num_workers or 0, _DEFAULT_NUM_WORKERS))
+    make_cpu_devices(num_workers)
+    num_processes = jax.process_count()
     accelerators = [device for device in jax.devices() if device.platform != "cpu"]
     if num_workers is None:
-        num_workers = len(accelerators) if len(accelerators) > 1 else _DEFAULT_NUM_WORKERS
+        alone = _DEFAULT_NUM_WORKERS if num_processes == 1 else num_processes
+        num_workers = len(accelerators) if len(accelerators) > 1 else alone
+    _require_divisible(num_workers, num_processes)
     for devices in (accelerators, jax.devices("cpu")):
-        if len(devices) >= num_workers:
-            chosen = np.array(devices[:num_workers])
-            return Mesh(chosen, (AXIS_NAME,), axis_types=(AxisType.Auto,))
-    raise UsageError(
+        chosen = _of_each_process(devices, num_workers // num_processes)
+        if len(chosen) == num_workers:
+            return Mesh(np.array(chosen), (AXIS_NAME,), axis_types=(AxisType.Auto,))
+    raise _too_few_devices(num_workers, num_processes)
+
+
+def make_cpu_devices(num_workers: int | None) -> None:
+    """Makes this process's share of M CPU devices; before JAX is first used, else nothing."""
+    num_processes = cluster.num_processes()
+    if num_processes == 1:
+        # At least the default: the next run of this process may want more than this one.
+        count = max(num_workers or 0, _DEFAULT_NUM_WORKERS)
+    else:
+        count = max(1, (num_workers or 1) // (num_processes or num_workers or 1))
+    # Where JAX is running already (a notebook, a test) it keeps the devices it has.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def _require_divisible(num_workers: int, num_processes: int) -> None:
+    if num_workers % num_processes:
+        near = max(1, round(num_workers / num_processes)) * num_processes
+        raise UsageError(
+            f"config.num_workers={num_workers} cannot be shared out evenly by {num_processes} "
+            f"processes: {near} can."
+        )
+
+
+def _of_each_process(devices: list[Any], num: int) -> list[Any]:
+    """The first `num` devices of each process, the processes in order."""
+    chosen: list[Any] = []
+    for process in sorted({device.process_index for device in devices}):
+        chosen += [device for device in devices if device.process_index == process][:num]
+    return chosen
+
+
+def _too_few_devices(num_workers: int, num_processes: int) -> UsageError:
+    if num_processes > 1:
+        return UsageError(
+            f"{num_workers} workers in {num_processes} processes need "
+            f"{num_workers // num_processes} devices of each, and one has fewer: lower "
+            "config.num_workers."
+        )
+    return UsageError(
         f"{num_workers} workers need {num_workers} devices, and JAX has started with "
         f"{len(jax.devices('cpu'))} CPU devices: lower config.num_workers, or before JAX is used "
         f"call jax.config.update('jax_num_cpu_devices', {num_workers})."
     )
-
-
-def _ask_for_cpu_devices(count: int) -> None:
-    # Where JAX is running already (a notebook, a test) it keeps the devices it has.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", count)

@@ -7,8 +7,7 @@ kernels         (a) one worker alone: signs, packing, counting, the local step
 bits            (b) bits per coordinate of every algorithm and wire, from HLO
 steps           (c) whole steps and exchanges on the devices at hand
 model           the trees and the network that are stepped
-launch          is this one of several processes? The user's launcher, or ours
-processes       starts local processes and ends them
+local           the same in several local processes
 network         joins them by a slow network (Linux namespaces)
 report          tables, JSON
 chart           the picture

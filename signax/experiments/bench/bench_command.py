@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from signax.experiments.bench import network, processes
+from signax.experiments import processes
+from signax.experiments.bench import network
 from signax.experiments.bench.settings import (
     Settings,
     parse_bandwidth,

@@ -13,8 +13,8 @@ import jax
 from jax.sharding import Mesh
 
 import signax
-from signax.experiments import workers
-from signax.experiments.bench import bits, chart, kernels, launch, processes, report, steps
+from signax.experiments import cluster, processes, workers
+from signax.experiments.bench import bits, chart, kernels, local, report, steps
 from signax.experiments.bench.settings import Settings
 from signax.experiments.bench.timing import Group, measure
 from signax.experiments.errors import UsageError
@@ -25,14 +25,14 @@ _CPU_WORKERS = 4  # of the steps
 
 def run(settings: Settings, argv: Sequence[str]) -> int:
     """Measures what was asked for, prints it, writes JSON and PNG; returns the exit status."""
-    processes.end_with_parent()
     steps.require_known(settings.only)
-    if launch.is_one_of_several():
-        launch.join()
-        return _measure(settings, ("steps",))
+    if meeting := cluster.meeting_of():
+        return cluster.run_joined(
+            meeting, cluster.HEARTBEAT_TIMEOUT, lambda: _measure(settings, ("steps",))
+        )
     if settings.processes:
         command = processes.python("bench", *without(argv, "--processes", "--bandwidth"))
-        status = processes.run(command, settings.processes, settings.bandwidth, settings.workdir)
+        status = local.run(command, settings.processes, settings.bandwidth, settings.workdir)
         return status or _note_settings(settings)
     if len(settings.parts) == 1:
         return _measure(settings, settings.parts)
@@ -75,7 +75,7 @@ def _measure(settings: Settings, parts: Sequence[str]) -> int:
             table = _bits(settings)
         else:
             groups += _timed(part, _groups(part, settings), settings)
-    if launch.is_first():
+    if cluster.is_first():
         content = {
             "signax": signax.__version__,
             "machine": report.machine(),
@@ -98,7 +98,7 @@ def _groups(part: str, settings: Settings) -> Iterable[Callable[[], Group]]:
 
 
 def _mesh(num_workers: int | None) -> Mesh:
-    if launch.is_one_of_several():
+    if jax.process_count() > 1:
         return signax.make_worker_mesh(None, workers.AXIS_NAME)
     mesh = workers.make_mesh(num_workers)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -116,13 +116,13 @@ def _timed(
             group,
             settings.rounds,
             settings.seconds,
-            agree=launch.agree,
+            agree=cluster.agree,
             repeat=part == "kernels",
             on_round=_Progress(),
         )
         result = report.result_of(part, group, times)
         del group
-        if launch.is_first():
+        if cluster.is_first():
             print(report.table(result), flush=True)
         results.append(result)
     return results
@@ -152,7 +152,7 @@ class _Progress:
 
 
 def _say(line: str) -> None:
-    if launch.is_first():
+    if cluster.is_first():
         print(line, file=sys.stderr, flush=True)
 
 

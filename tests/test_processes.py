@@ -1,0 +1,414 @@
+"""Many processes: what they agree on, what they compute, and how they end when one fails.
+
+Whatever trains runs in processes of its own with a time limit, and most of it is marked slow. A
+fault comes from the config file, which is Python: at a known step of a known process.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from signax.experiments import agreement, cli, cluster, fleet, launch_command, native_log, processes
+from signax.experiments.checkpoint import Checkpoints
+from signax.experiments.default_config import get_config
+from signax.experiments.errors import UsageError
+from signax.experiments.experiment import make_experiment
+
+IS_LINUX = sys.platform == "linux"
+HEARTBEAT = 10  # seconds
+LIMIT = 240  # seconds: a run takes 15 on a core of its own
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of a short run is XLA at work
+
+
+# Who is one of several
+
+
+@pytest.mark.parametrize(
+    ("environment", "meeting"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, None),  # inside an allocation, but on its own
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, cluster.Meeting()),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, cluster.Meeting()),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, cluster.Meeting()),
+        (fleet.meeting_environment(1, 3, "10.0.0.1:8476"), cluster.Meeting("10.0.0.1:8476", 3, 1)),
+    ],
+    ids=str,
+)
+def test_a_launchers_environment_says_whether_a_process_is_alone(
+    environment: dict[str, str], meeting: cluster.Meeting | None
+):
+    assert cluster.meeting_of(environment) == meeting
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["train", "--num_processes=2"], "add --coordinator and --process_id"),
+        (
+            ["train", "--coordinator=here", "--num_processes=2", "--process_id=0"],
+            "--coordinator=here: write HOST:PORT",
+        ),
+        (
+            ["train", "--coordinator=a:1", "--num_processes=2", "--process_id=2"],
+            "2 processes are numbered 0 to 1",
+        ),
+        (["train", "--resume_or_start", "--overwrite"], "choose one"),
+        (["launch", "-n", "2"], "say what to launch"),
+        (["launch", "-n", "0", "--", "train"], "-n=0: at least 1"),
+        (["launch", "--", "train"], "-n"),
+        (["launch", "-n", "2", "--restart", "--", "train"], "--help"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_one_line_and_status_2(
+    argv: list[str], hint: str, capsys: pytest.CaptureFixture
+):
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("signax: error: ")
+    assert error.count("\n") == 1
+    assert hint in error
+
+
+def test_one_process_alone_agrees_with_itself():
+    agreement.require_same({"config.seed": 1})
+    assert cluster.gather(np.arange(3)).tolist() == [[0, 1, 2]]
+    assert cluster.agree(7) == 7
+    assert not cluster.any_process(False)
+    with pytest.raises(UsageError, match="teaches"):
+        cluster.from_first(lambda: (_ for _ in ()).throw(UsageError("an error that teaches")))
+
+
+# What a person reads
+
+
+HEARTBEAT_PAGE = """\
+[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1
+a line of its own
+E1125 09:27:38.4 28196 agent.cc:289] Polled an error from coordination service (this can be ...).
+F1125 09:27:38.4 28196 client.h:80] Terminating process because the JAX distributed service \
+detected fatal errors. UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):
+2
+The tasks have crashed. Check the task logs for an earlier error.
+*** Check failure stack trace: ***
+    @     0x7fcd09440634  absl::lts_20260107::log_internal::LogMessage::SendToLog()
+"""
+
+
+def test_a_page_of_the_runtime_becomes_a_line_that_names_the_silent_process():
+    assert list(native_log.condensed(HEARTBEAT_PAGE.splitlines(keepends=True))) == [
+        "a line of its own\n",
+        "signax: error: no heartbeat from process 2: stopped, or cut off. This one ends.\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", cluster.LostError),
+        ("NCCL operation failed: remote process exited", cluster.LostError),
+        ("the array has a wrong shape", ValueError),
+    ],
+)
+def test_an_error_of_the_network_is_told_from_an_error_of_ours(message: str, kind: type):
+    assert type(cluster.as_lost(ValueError(message))) is kind
+
+
+# A fleet: small processes that train nothing
+
+
+def run_fleet(*codes: str) -> tuple[fleet.End, list[tuple[int, str]]]:
+    lines: list[tuple[int, str]] = []
+    commands = [[sys.executable, "-S", "-c", code] for code in codes]
+    end = fleet.run(
+        commands, [{}] * len(codes), lambda rank, line, to: lines.append((rank, line.strip()))
+    )
+    return end, sorted(lines)
+
+
+SLEEP = "import time; time.sleep(600)"
+ABORT = "import os; os.abort()"
+
+
+def test_every_line_comes_with_its_processs_number():
+    end, lines = run_fleet("print('a')", "import sys; print('b', file=sys.stderr)")
+    assert end == fleet.End(0)
+    assert lines == [(0, "a"), (1, "b")]
+
+
+@pytest.mark.parametrize(
+    ("codes", "rank", "how"),
+    [
+        ((SLEEP, "raise SystemExit(5)"), 1, "ended with exit status 5"),
+        ((SLEEP, "import os; os.kill(os.getpid(), 9)"), 1, "was ended by SIGKILL"),
+        # the others notice first, and the one to blame ends after them
+        (("raise SystemExit(3)", ABORT, "import time; time.sleep(1); 1 / 0"), 2, "status 1"),
+        (("raise SystemExit(3)", ABORT, SLEEP), 2, "no longer answers"),
+        ((ABORT, "raise SystemExit(3)"), 0, "was ended by SIGABRT"),
+    ],
+)
+def test_the_one_to_blame_is_named_and_the_rest_are_stopped(
+    codes: tuple[str, ...], rank: int, how: str
+):
+    start = time.monotonic()
+    end, _ = run_fleet(*codes)
+    assert time.monotonic() - start < 60  # not the sleeper's 600
+    assert end.rank == rank
+    assert how in end.how
+
+
+@pytest.mark.skipif(not IS_LINUX, reason="/proc says who is stopped")
+def test_a_stopped_process_is_to_blame_for_its_peers_end():
+    stop = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    end, _ = run_fleet("import time; time.sleep(1); raise SystemExit(3)", SLEEP, stop)
+    assert (end.rank, end.how) == (2, "is stopped and no longer answers")
+
+
+def test_a_restart_goes_on_and_keeps_the_other_flags():
+    command = ["train", "--config.seed=3", "--overwrite"]
+    assert launch_command._going_on(command, False) == [*command, "--resume_or_start"]
+    once = launch_command._going_on(["train", "--resume"], True)
+    assert once == ["train", "--resume_or_start", "--change_num_workers=mean"]
+    assert launch_command._going_on(once, True) == once
+
+
+# Training
+
+FAULTY = """
+import os, signal, sys, time
+from pathlib import Path
+from signax.experiments import default_config, train
+
+def fault(kind):
+    Path("fault").touch()
+    if kind == "raise":
+        raise RuntimeError("the fault of this test")
+    os.kill(os.getpid(), getattr(signal, kind))
+
+def get_config():
+    config = default_config.get_config()
+    config.hidden_size, config.batch_size, config.eval_every = 8, 240, 5
+    config.checkpoint_every = 5
+    kind, who = os.environ.get("FAULT", ","). split(",")
+    me = os.environ.get("JAX_PROCESS_ID") or ([a[-1] for a in sys.argv if "process_id" in a] + [""])[0]
+    if who and who == me and not Path("fault").exists():
+        advance = train._Run._advance
+        def faulty(self):
+            if self.step == 10:
+                fault(kind)
+            return advance(self)
+        train._Run._advance = faulty
+    return config
+"""  # noqa: E501
+SHORT = ("--config.num_steps=20",)
+
+
+class Ended(NamedTuple):
+    status: int
+    output: str
+    at: float  # seconds since the epoch
+
+
+def launched(*flags: str, fault: str = ",", check: bool = True) -> str:
+    """`signax launch`; returns what it printed."""
+    done = started(["launch", *flags], fault)
+    try:
+        output, _ = done.communicate(timeout=LIMIT)
+    finally:
+        end_all_of(done)
+    assert done.returncode == 0 or not check, output
+    return output
+
+
+def apart(num: int, *flags: str, fault: str = ",", who: Any = None) -> dict[int, Ended]:
+    """`signax train` in processes that nobody watches over; returns how the ended ones ended."""
+    port = processes.free_port()
+    common = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num}", *flags]
+    run = ["train", "--config=page.py", "--workdir=run", f"--heartbeat_timeout={HEARTBEAT}"]
+    ranks = range(num) if who is None else who
+    all_of = {r: started([*run, *common, f"--process_id={r}"], fault) for r in ranks}
+    ended: dict[int, Ended] = {}
+    limit = time.monotonic() + LIMIT
+    try:
+        silent = 1 if fault.startswith("SIGSTOP") else 0
+        while len(ended) < len(all_of) - silent and time.monotonic() < limit:
+            for rank, process in all_of.items():
+                if rank not in ended and process.poll() is not None:
+                    ended[rank] = Ended(process.returncode, "", time.time())
+            time.sleep(0.1)
+    finally:
+        for process in all_of.values():
+            end_all_of(process)
+    return {
+        rank: end._replace(output=all_of[rank].communicate(timeout=60)[0])
+        for rank, end in ended.items()
+    }
+
+
+def started(argv: list[str], fault: str = ",") -> subprocess.Popen:
+    Path("page.py").write_text(FAULTY)
+    return subprocess.Popen(
+        processes.python(*argv),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "FAULT": fault},
+    )  # fmt: skip
+
+
+def end_all_of(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def params_of(workdir: str, step: int, num_workers: int, optimizer: str = "signum") -> Any:
+    config = get_config()
+    config.hidden_size, config.batch_size, config.num_workers = 8, 240, num_workers
+    config.optimizer.name = optimizer
+    checkpoints = Checkpoints(Path(workdir))
+    assert checkpoints.latest_step == step
+    state = checkpoints.restore(make_experiment(config).first_state())
+    checkpoints.close()
+    return jax.tree.map(np.asarray, (state.params, state.opt_state))
+
+
+def rows_of(workdir: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The processes that work in a folder; only Linux lists them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if path.resolve() == folder.resolve() and path.parent.name != str(os.getpid()):
+                found.append(path.parent.name)
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def test_two_processes_of_which_one_is_killed_end_as_one_that_was_left_alone(tmp_path: Path):
+    page = ["train", "--config=page.py", *SHORT]
+    output = launched(
+        "-n", "2", "--restarts=1", "--", *page, "--workdir=two", fault="SIGKILL,1"
+    )  # fmt: skip
+    assert "process 1 of 2 was ended by SIGKILL, and the others were stopped; restart 1" in output
+    assert Path("fault").exists()
+    assert not IS_LINUX or not processes_in(tmp_path)
+    alone = started([*page, "--config.num_workers=2", "--workdir=one"])
+    assert alone.wait(LIMIT) == 0, alone.communicate()[0]
+    alone.communicate()
+    assert rows_of("two") == rows_of("one")
+    jax.tree.map(np.testing.assert_array_equal, params_of("two", 20, 2), params_of("one", 20, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sign_sgd", "ssdm"])
+def test_two_and_four_processes_give_the_bits_of_one_process_with_as_many_devices(optimizer: str):
+    run = ["train", "--config=page.py", "--config.num_steps=50", "--config.num_workers=4"]
+    run += [f"--config.optimizer.name={optimizer}", "--config.eval_every=25"]
+    for num in (1, 2, 4):
+        launched("-n", str(num), "--", *run, f"--workdir={num}")
+    want = params_of("1", 50, 4, optimizer)
+    for num in ("2", "4"):
+        jax.tree.map(np.testing.assert_array_equal, params_of(num, 50, 4, optimizer), want)
+        assert rows_of(num) == rows_of("1")
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_as_three():
+    flags = ("-n", "4", "--restarts=1", "--restart_with=3")
+    output = launched(*flags, "--", "train", "--config=page.py", *SHORT, "--workdir=run",
+                      fault="SIGKILL,3")  # fmt: skip
+    assert "restart 1 of 1, with 3 processes" in output
+    result = json.loads(Path("run/result.json").read_text())
+    assert (result["num_workers"], result["step"], result["is_finished"]) == (3, 20, True)
+    assert [row["step"] for row in rows_of("run")] == [5, 10, 15, 20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ("SIGKILL,1", "is lost, so this one ends"),
+        ("SIGKILL,0", "this one ends"),
+        ("SIGSTOP,1", "no heartbeat from process 1"),
+        ("SIGSTOP,0", "process 0, the coordinator, is gone"),
+        ("raise,1", "this one ends"),
+    ],
+)
+def test_when_one_process_fails_every_other_ends_with_a_line_that_says_why(fault: str, line: str):
+    ended = apart(3, *SHORT, fault=fault)
+    culprit = int(fault[-1])
+    assert {*ended} - {culprit} == {0, 1, 2} - {culprit}, ended
+    since = Path("fault").stat().st_mtime
+    for rank in {0, 1, 2} - {culprit}:
+        assert ended[rank].status in (3, -signal.SIGABRT), ended
+        assert ended[rank].at - since < 2 * HEARTBEAT, ended
+        errors = [text for text in ended[rank].output.splitlines() if "signax: error" in text]
+        assert any("this one ends" in text.lower() for text in errors), ended
+        assert "Traceback" not in ended[rank].output
+        assert "stack trace" not in ended[rank].output
+    assert any(line in end.output for end in ended.values()), ended
+    if fault.startswith("raise"):
+        assert ended[culprit].status == 1
+        assert "the fault of this test" in ended[culprit].output
+
+
+@pytest.mark.slow
+def test_who_waits_for_a_process_that_never_comes_says_so():
+    begun = time.time()
+    ended = apart(3, *SHORT, who=(0, 1))
+    for end in ended.values():
+        assert end.status in (3, -signal.SIGABRT), ended
+        assert "not all processes have come in time" in end.output, ended
+        assert "stack trace" not in end.output
+    assert {*ended} == {0, 1}
+    assert max(end.at for end in ended.values()) - begun < 2 * HEARTBEAT + 60  # with the imports
+
+
+@pytest.mark.slow
+def test_processes_that_were_not_started_alike_refuse_and_name_the_field(tmp_path: Path):
+    text = Path(tmp_path, "page.py")
+    port = processes.free_port()
+    common = ["train", "--config=page.py", *SHORT, "--workdir=run", "--num_processes=2",
+              f"--coordinator=127.0.0.1:{port}"]  # fmt: skip
+    both = [started([*common, f"--process_id={r}", f"--config.seed={r}"]) for r in range(2)]
+    try:
+        outputs = [process.communicate(timeout=LIMIT)[0] for process in both]
+    finally:
+        for process in both:
+            end_all_of(process)
+    assert text.exists()
+    assert [process.returncode for process in both] == [2, 2], outputs
+    assert all("process 1 has config.seed=1 (not 0)" in output for output in outputs), outputs
+    assert not Path("run").exists(), "a mistake leaves nothing behind"
+
+
+@pytest.mark.slow
+def test_sigint_to_one_process_stops_all_at_the_same_step_with_a_checkpoint():
+    ended = apart(2, "--config.num_steps=100000", fault="SIGINT,1")
+    assert {rank: end.status for rank, end in ended.items()} == {0: 130, 1: 130}, ended
+    assert "stopped at step 15 of 100,000" in ended[0].output
+    assert "stopped at" not in ended[1].output, "only the first process prints"
+    checkpoints = Checkpoints(Path("run"))
+    assert checkpoints.latest_step == 15
+    checkpoints.close()
