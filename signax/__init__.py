@@ -52,6 +52,9 @@ from signax._worker_step import TrainState, local_value_and_grad
 # 7. The paper's probabilities, norms and rates.
 from signax import theory
 
+# 8. Will sign methods work on my problem?
+from signax import diagnostics
+
 __version__ = "0.1.0.dev0"
 
 __all__ = [
@@ -76,6 +79,7 @@ __all__ = [
     "change_num_workers",
     "compressed_mean",
     "dense_sgd",
+    "diagnostics",
     "distributed_lion",
     "double_squeeze",
     "ef_sign_sgd",

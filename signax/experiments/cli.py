@@ -18,6 +18,10 @@ COMMANDS = {
         "signax.experiments.bench.bench_command",
         "what a step costs here, in ratios and bits",
     ),
+    "doctor": (
+        "signax.experiments.doctor.doctor_command",
+        "will sign methods work on this problem?",
+    ),
     "compare": ("signax.experiments.compare_command", "table of finished runs, mean over seeds"),
 }
 
