@@ -3,12 +3,13 @@ r"""Should I compress at all? The step's time on a network of a given speed.
 $$ \text{step} = \text{gradient} + \text{local work} + \frac{\text{bits sent}}{\text{bandwidth}} $$
 
 The first two are measured here, on one device (the local work is the optimizer's); the bits are the
-formulas that `signax.wire_bits` confirms. Latency, overlap of computing and sending, and a backward pass slower under load are left
-out. At high bandwidth the local work of packing and counting is what signs cost; the break-even
-bandwidth is where they stop to pay.
+formulas that `signax.wire_bits` confirms. Latency, overlap of computing and sending, and a backward
+pass slower under load are left out. At high bandwidth the local work of packing and counting is
+what signs cost; the break-even bandwidth is where they stop to pay.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -78,7 +79,7 @@ def cost_of(
         rows = tuple(MethodCost(name, bits[name], None, None, None) for name in METHODS)
         return Cost(num_workers, d, None, compute_seconds, rows, None)
     compute = seconds_of(gradient) if compute_seconds is None else compute_seconds
-    local = {name: _local_seconds(make(), params) for name, (make, _) in METHODS.items()}
+    local = {name: _local_seconds(name, params) for name in METHODS}
     step = {name: compute + local[name] + bits[name] * d / bandwidth for name in METHODS}
     rows = tuple(
         MethodCost(name, bits[name], local[name], step[name], step[DENSE] / step[name])
@@ -100,6 +101,13 @@ def seconds_of(fn: Callable[[], Any]) -> float:
     return median(times)
 
 
-def _local_seconds(tx: Any, params: Any) -> float:
-    state, update = tx.init(params), jax.jit(lambda g, s, p: tx.update(g, s, p))
+def _local_seconds(name: str, params: Any) -> float:
+    init, update = _jitted(name)
+    state = init(params)
     return seconds_of(lambda: update(params, state, params))
+
+
+@functools.cache
+def _jitted(name: str) -> tuple[Callable, Callable]:
+    tx = METHODS[name][0]()
+    return jax.jit(tx.init), jax.jit(tx.update)

@@ -6,7 +6,7 @@ that the batches have.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +91,13 @@ def make_draw(loss_fn: Callable, num_workers: int, has_aux: bool) -> Callable:
         return rows_of(gradients[0] if has_aux else gradients, num_workers)
 
     return draw
+
+
+def num_to_read(batches: Iterable, wanted: int) -> int:
+    """How many batches there will be, where that can be known."""
+    known = len(batches) if isinstance(batches, Sized) else wanted
+    require_enough(known, wanted)
+    return min(known, wanted)
 
 
 def read(batches: Iterable, num_batches: int, num_workers: int) -> Iterator[Any]:

@@ -86,6 +86,7 @@ def examine(
     _require_sizes(num_workers, num_batches, confidence)
     tree = _draws.tree_of(params)
     draw = _draws.make_draw(loss_fn, num_workers, has_aux)
+    num_batches = _draws.num_to_read(batches, num_batches)
     stream = _draws.read(batches, num_batches, num_workers)
     measured = _measure.measure(draw, params, stream, tree, num_workers, reference, num_batches)
     found = _findings.Findings(measured, tree, confidence)

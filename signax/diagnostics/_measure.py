@@ -1,5 +1,6 @@
 """Reading the stream: the reference from its first half (or given), the sums from the rest."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ def measure(
     first_half = 0 if given is not None else num_batches // 2
     total, num_read, batch = _mean_of(draw, params, stream, num_workers, tree, first_half)
     if given is None:
+        _draws.require_enough(num_read if num_read < first_half else num_batches, num_batches)
         _require_finite(total[1])
         rows, draws = total[0] / total[1][:, None], float(jnp.sum(total[1]))
         described = f"mean of {first_half} other batches"
@@ -55,11 +57,13 @@ def measure(
             unit = jax.jit(lambda p, b: _sums.unit_of(draw(p, b), rows, tree))(params, batch)
         sums = add(sums, params, batch, _sums.Reference(rows, unit, mean))
     _draws.require_enough(num_read, num_batches)
-    if int(sums.steps) < 2:
-        _draws.require_enough(int(sums.steps), num_batches)
+    if unit is None:
+        raise ValueError(
+            f"signax.diagnostics.examine: the stream ended after {num_read} batches, all of them"
+            f" needed for the reference: write num_batches={num_read} (half of them are)."
+        )
     _require_finite(sums.draws)
     absent = int(jnp.sum(sums.nonfinite)) + int(jnp.sum(total[2]))
-    assert unit is not None  # for the type checker: a batch was read
     reference = _sums.Reference(rows, unit, mean)
     return Measured(sums, reference, draws, described, absent, batch)
 
@@ -73,9 +77,7 @@ def _mean_of(draw, params, stream, num_workers, tree, num_batches):
     total = (jnp.zeros((num_workers, tree.bounds[-1]), jnp.float32), counts, counts)
     add = jax.jit(lambda t, p, b: _sums.add_to_mean(t, draw(p, b)))
     num_read, batch = 0, None
-    while num_read < num_batches:
-        batch = next(stream, None)
-        _draws.require_enough(_draws.LEAST_BATCHES if batch is not None else num_read, num_batches)
+    for batch in itertools.islice(stream, num_batches):
         total, num_read = add(total, params, batch), num_read + 1
     return total, num_read, batch
 

@@ -69,7 +69,7 @@ def predicted_gain(signs: np.ndarray, mean: np.ndarray, num_draws: int) -> np.nd
     rho = np.arange(2 * num_draws + 1) / (2 * num_draws)
     largest = weights.max() or 1.0  # float32 below: the unit of g may be 1e-40 or 1e30
     workers = jnp.array(NUM_WORKERS)[:, None]
-    norms = _RHO_M_NORM(jnp.asarray(weights / largest), jnp.asarray(rho), workers)
+    norms = _RHO_M_NORM(jnp.asarray(weights / largest)[None], jnp.asarray(rho)[None], workers)
     return np.asarray(norms, np.float64) * largest
 
 

@@ -90,7 +90,7 @@ def add(sums: Sums, rows: jax.Array, reference: Reference, tree: _draws.Tree) ->
     is_finite = jnp.all(jnp.isfinite(rows), axis=1)
     kept = is_finite[:, None]
     rows = jnp.where(kept, rows, 0.0)
-    y = jnp.where(kept, (rows - reference.rows) / reference.unit, 0.0)
+    y = jnp.where(kept, (rows - reference.rows) / reference.unit[None], 0.0)
     signs = jnp.sign(rows).astype(jnp.int32)
     total = jnp.sum(signs, axis=0)
     voters = jnp.sum(is_finite, dtype=jnp.int32)
@@ -126,7 +126,7 @@ def _signals(rows: jax.Array, tree: _draws.Tree) -> jax.Array:
     size = jnp.abs(rows)
     linf = tree.per_leaf(size, jnp.max)  # [M, L]
     z = _divide(size, tree.spread(linf))  # at most 1: no square leaves the range of float32
-    mean = tree.per_leaf(z) / jnp.array(tree.sizes)
+    mean = tree.per_leaf(z) / jnp.array(tree.sizes)[None]
     l2 = jnp.sqrt(tree.per_leaf(z**2))
     share = _divide(linf, jnp.max(linf, axis=1, keepdims=True))
     l2_of_all = jnp.sqrt(jnp.sum((share * l2) ** 2, axis=1, keepdims=True))

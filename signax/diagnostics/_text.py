@@ -24,14 +24,14 @@ def _head(report: Any) -> str:
 
 def _leaves(report: Any) -> str:
     header = (
-        "leaf", "coords", "rho>1/2", "<1/2", "open", "no g", "median rho", "rho/l1 norm",
+        "leaf", "coords", "rho>1/2", "<1/2", "open", "no g", "rho", "rho/l1 norm",
         "noise/g", "skewed", "batch x", "zeros",
     )  # fmt: skip
     single = len(report.leaves) == 1
     rows = [header, *map(_row, report.leaves if single else (*report.leaves, report.total))]
     note = (
-        "rho: the probability that a gradient's sign is right, and how many coordinates have it\n"
-        f"above or below 1/2 at {report.confidence:.0%} (Wilson), undecided, or no clear gradient."
+        "rho: the probability that a gradient's sign is right (median); how many coordinates have"
+        f"\nit above or below 1/2 at {report.confidence:.0%} (Wilson), open, or no clear gradient."
         " rho/l1 norm: what\none worker's signs gain, of what noise-free signs would. batch x:"
         " Lemma 3's least\nmini-batch for the median coordinate, in mini-batches."
     )
@@ -76,7 +76,7 @@ def _gain(report: Any) -> str:
 
 def _signal(report: Any) -> str:
     values = "   ".join(f"{name} {value:.2g}" for name, value in report.total.signal.items())
-    return f"signal |g_i| / R of the stochastic sign, mean:   {values}"
+    return f"stochastic sign, mean signal |g_i| / R:   {values}"
 
 
 def _workers(report: Any) -> str:

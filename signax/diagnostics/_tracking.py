@@ -112,7 +112,9 @@ def _watch(state, updates, decided, axis_name, decay) -> TrackVotesState:
         _compare(u, v) for u, v in zip(*map(jax.tree.leaves, (updates, decided)), strict=True)
     ]
     size = float(sum(u.size for u in jax.tree.leaves(updates)))
-    agree, against, zeros, nonzero = jnp.sum(jnp.stack(counts), axis=0) / size
+    agree, against, nonzero = jnp.sum(jnp.stack(counts), axis=0) / size
+    # Apart from the others: it is the same on all workers, and typed so.
+    zeros = sum(jnp.sum(v == 0, dtype=jnp.int32) for v in jax.tree.leaves(decided)) / size
     is_voting = _sign.all_finite(updates) & (nonzero > 0)
     decisions = agree + against
     own = jnp.where(decisions > 0, agree / jnp.where(decisions > 0, decisions, 1.0), 0.0)
@@ -139,9 +141,9 @@ def _watch(state, updates, decided, axis_name, decay) -> TrackVotesState:
 
 
 def _compare(said: jax.Array, decided: jax.Array) -> jax.Array:
-    """How many coordinates agree, disagree, came out as 0, and were not 0 here: float32[4]."""
+    """How many coordinates agree, disagree, and were not 0 here: float32[3]."""
     said, decided = jnp.sign(said), jnp.sign(decided)
-    flags = (said * decided > 0, said * decided < 0, decided == 0, said != 0)
+    flags = (said * decided > 0, said * decided < 0, said != 0)
     return jnp.stack([jnp.sum(f, dtype=jnp.int32) for f in flags]).astype(jnp.float32)
 
 
@@ -152,7 +154,8 @@ def agreement_by_chance(num_workers: jax.typing.ArrayLike) -> jax.Array:
        \qquad S_M = \sum_{n=1}^{M} \pm 1 $$
 
     What `track_votes` reports as `agreement` means something only as far as it lies above this:
-    a worker is part of the majority it agrees with.
+    a worker is part of the majority it agrees with. With `ties="random"` tied coordinates count
+    too, and what chance gives is 1/2 + E|S_M| / (2 M), a little less for even M.
 
     Args:
       num_workers: M, at least 1, a number or an array.
@@ -161,12 +164,13 @@ def agreement_by_chance(num_workers: jax.typing.ArrayLike) -> jax.Array:
       A value in (1/2, 1], in the shape of M: 1 for one worker, about 1/2 + 0.4 / sqrt(M) for many.
 
     Example:
-      >>> print(jnp.round(signax.diagnostics.agreement_by_chance(jnp.array([1, 3, 8, 99])), 3))
+      >>> chance = signax.diagnostics.agreement_by_chance(jnp.array([1, 3, 8, 99]))
+      >>> print(np.round(np.asarray(chance, float), 3))
       [1.    0.75  0.688 0.54 ]
     """
     num_workers = jnp.asarray(num_workers)
     half = (num_workers + 1) // 2
-    # E|S_M| / M is P(2l coins tie) 2l / (2l - 1), with M = 2l - 1 or M = 2l.
-    share = theory.majority_probabilities(0.5, 2 * half).tie * (2 * half) / (2 * half - 1)
+    # E|S_M| is 2l P(2l coins tie), for M = 2l - 1 and for M = 2l.
+    share = theory.majority_probabilities(0.5, 2 * half).tie * (2 * half) / num_workers
     tie = theory.majority_probabilities(0.5, num_workers).tie
     return 0.5 + 0.5 * share / (1.0 - tie)
