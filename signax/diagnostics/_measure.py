@@ -54,7 +54,8 @@ def measure(
     for batch in stream:
         num_read += 1
         if unit is None:
-            unit = jax.jit(lambda p, b: _sums.unit_of(draw(p, b), rows, tree))(params, batch)
+            # An array in the closure would be a constant, and XLA would fold it for seconds.
+            unit = jax.jit(lambda p, b, r: _sums.unit_of(draw(p, b), r, tree))(params, batch, rows)
         sums = add(sums, params, batch, _sums.Reference(rows, unit, mean))
     _draws.require_enough(num_read, num_batches)
     if unit is None:

@@ -84,6 +84,7 @@ _SUMMARY: dict[Name, str] = {
 def _good(total, leaves, cost, num_workers, spread):
     yield _gain_line(total)
     yield _promise_line(total)
+    yield _count_line(total)
     yield _shape_line(total)
     weak = [leaf.name for leaf in leaves if leaf.rho_norm + leaf.rho_norm_error < 0]
     if weak:
@@ -95,10 +96,7 @@ def _good(total, leaves, cost, num_workers, spread):
 def _failing(total, leaves, cost, num_workers, spread):
     yield _gain_line(total)
     yield _promise_line(total)
-    yield (
-        f"of {total.num_right + total.num_wrong + total.num_open:,} coordinates with a clear"
-        f" gradient {total.num_right:,} surely have rho > 1/2, {total.num_wrong:,} rho < 1/2."
-    )
+    yield _count_line(total)
     yield _shape_line(total)
 
 
@@ -129,6 +127,13 @@ def _gain_line(total: Any) -> str:
     return (
         f"one worker's signs gain {share:.1%} (+- {error:.1%}) of what noise-free signs would"
         " (rho-norm / l1 norm)."
+    )
+
+
+def _count_line(total: Any) -> str:
+    return (
+        f"of {total.num_right + total.num_wrong + total.num_open:,} coordinates with a clear"
+        f" gradient {total.num_right:,} surely have rho > 1/2, {total.num_wrong:,} rho < 1/2."
     )
 
 
