@@ -7,6 +7,8 @@ in the reasons, so that a reader may judge otherwise.
 import dataclasses
 from typing import Any, Literal
 
+from signax.diagnostics._cost import DENSE, VOTE
+
 Name = Literal["sign_friendly", "noisy", "signs_fail", "heterogeneous", "not_enough_batches"]
 
 # Workers disagree for good if what lies between them is at least this share of a draw's variance
@@ -171,16 +173,19 @@ def _zeros(total: Any) -> list[str]:
 def _compress(cost: Any) -> tuple[bool | None, str]:
     if cost.bandwidth is None:
         return None, ""
-    best = max(cost.methods, key=lambda method: method.speedup)
-    pays = best.speedup >= SPEEDUP
+    vote, dense = cost.of(VOTE), cost.of(DENSE)
     limit = cost.break_even_bandwidth
-    until = f"; up to {limit / 1e6:,.3g} Mbit/s a vote gains" if limit else ""
-    return pays, (
-        f"at {cost.bandwidth / 1e6:,.3g} Mbit/s a step of {best.name} takes"
-        f" {best.step_seconds * 1e3:.3g} ms, of dense SGD"
-        f" {cost.of('dense_sgd').step_seconds * 1e3:.3g} ms ({best.speedup:.2f} times that)"
-        f"{until}. Latency is not counted, nor that the methods need unlike numbers of steps."
+    until = f" A vote is the faster one up to {_megabits(limit)}." if limit else ""
+    return vote.speedup >= SPEEDUP, (
+        f"at {_megabits(cost.bandwidth)} a step with a majority vote takes"
+        f" {vote.step_seconds * 1e3:.3g} ms, with dense SGD {dense.step_seconds * 1e3:.3g} ms"
+        f" ({vote.speedup:.2f} times that).{until} Latency is not counted, nor that the methods need"
+        " unlike numbers of steps."
     )
+
+
+def _megabits(bandwidth: float) -> str:
+    return f"{bandwidth / 1e6:,.3g} Mbit/s" if bandwidth < 1e9 else f"{bandwidth / 1e9:,.3g} Gbit/s"
 
 
 def _advise_good(total, cost):

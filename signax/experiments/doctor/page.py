@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure  # no pyplot: a file, never a window
+from matplotlib.ticker import NullFormatter
 
 from signax.diagnostics import LeafReport, Report
 
@@ -79,9 +80,7 @@ def _draw_gain(ax: Any, report: Report) -> None:
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_ylim(top=103)
     ax.legend(fontsize=8)
-    _finish(
-        ax, "workers M", "rho_M-norm / l1 norm [%]", "What do M workers gain of a noise-free step?"
-    )
+    _finish(ax, "workers M", "rho_M-norm / l1 norm [%]", "What a vote of M workers gains")
 
 
 def _draw_shape(ax: Any, report: Report) -> None:
@@ -89,13 +88,15 @@ def _draw_shape(ax: Any, report: Report) -> None:
     known = np.isfinite(skewness)
     pick = np.random.default_rng(0).permutation(np.flatnonzero(known))[:3000]
     x, y = skewness[pick], kurtosis[pick]
-    ax.plot(x, y, ".", ms=3, alpha=0.4, color=_RIGHT)
+    size, alpha = (3, 0.4) if len(x) > 200 else (9, 1.0)
+    ax.plot(x, y, ".", ms=size, alpha=alpha, color=_RIGHT)
     reach = np.linspace(*_span(x), 200)
     ax.plot(reach, reach**2 - 2, color="black", lw=1, label="two values (no law lies below)")
     ax.plot(reach, reach**2 - 186 / 125, color=_WRONG, lw=1, label="unimodal laws lie above")
     ax.plot(0, 0, "k+", ms=9, label="normal")
-    ax.set_yscale("symlog", linthresh=3)
-    ax.yaxis.set_major_formatter("{x:g}")
+    if np.max(y, initial=0.0) > 3:
+        ax.set_yscale("symlog", linthresh=3)
+        ax.yaxis.set_major_formatter("{x:g}")
     ax.legend(fontsize=7, loc="upper center")
     _finish(ax, "skewness", "excess kurtosis", "Shape of the noise, by coordinate")
 
@@ -108,6 +109,10 @@ def _draw_signal(ax: Any, report: Report) -> None:
         ax.plot(values, range(len(shown)), marker, label=name)
     _name_leaves(ax, shown)
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    least = min(value for leaf in shown for value in leaf.signal.values())
+    ax.set_xlim(max(min(least / 2, 0.05), 1e-6), 1.2)  # never less than a decade
     ax.legend(fontsize=7)
     _finish(ax, "mean |g_i| / R", "", "Signal of one stochastic sign, by scale R")
 
