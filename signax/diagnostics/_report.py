@@ -40,7 +40,9 @@ class LeafReport:
     zero_share: float  # of all signs drawn
     always_zero: int  # coordinates that were zero in every draw of every worker
     signal: dict[str, float]  # mean |g_i| / R by scale: "l2 global" is the paper's
-    between: float  # squared distance of the workers' mean gradients; NaN for one worker
+    # Squared distance of the workers' true gradients: NaN for one worker. The estimate is unbiased,
+    # so without any it comes out now and then a little below zero.
+    between: float
     within: float  # squared noise of one draw
 
     @property

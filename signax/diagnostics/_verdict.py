@@ -179,8 +179,8 @@ def _compress(cost: Any) -> tuple[bool | None, str]:
     return vote.speedup >= SPEEDUP, (
         f"at {_megabits(cost.bandwidth)} a step with a majority vote takes"
         f" {vote.step_seconds * 1e3:.3g} ms, with dense SGD {dense.step_seconds * 1e3:.3g} ms"
-        f" ({vote.speedup:.2f} times that).{until} Latency is not counted, nor that the methods need"
-        " unlike numbers of steps."
+        f" ({vote.speedup:.2f} times that).{until} Latency is not counted, nor that the"
+        " methods need unlike numbers of steps."
     )
 
 
