@@ -61,6 +61,9 @@ from signax._worker_step import TrainState, local_value_and_grad
 # 7. The paper's probabilities, norms and rates.
 from signax import theory
 
+# 8. Will sign methods work on my problem?
+from signax import diagnostics
+
 __version__ = "0.1.0.dev0"
 
 __all__ = [
@@ -90,6 +93,7 @@ __all__ = [
     "compressed_mean",
     "dense_below",
     "dense_sgd",
+    "diagnostics",
     "diana",
     "distributed_lion",
     "double_squeeze",

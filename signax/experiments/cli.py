@@ -31,6 +31,10 @@ COMMANDS = {
         "signax.experiments.figures.figures_command",
         "the paper's figures and claims, measured again",
     ),
+    "doctor": (
+        "signax.experiments.doctor.doctor_command",
+        "will sign methods work on this problem?",
+    ),
     "compare": ("signax.experiments.compare_command", "table of finished runs, mean over seeds"),
 }
 
