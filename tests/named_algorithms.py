@@ -119,13 +119,6 @@ OPTIMIZERS = {
         sums_floats=True,  # the mean of the workers' scales
         num_memories=6,  # momentum, h_n and h
     ),
-    "ef21 own scales": Row(
-        functools.partial(signax.ef21, shared=False),
-        0.1,
-        hyperparams=("learning_rate", "beta", "key"),
-        is_ternary=False,
-        sums_floats=True,
-    ),
     "diana": Row(
         signax.diana,
         0.1,
@@ -143,21 +136,6 @@ OPTIMIZERS = {
     ),
     "one_bit_sgd": Row(
         signax.one_bit_sgd, 0.1, takes_accumulator=True, is_ternary=False, sums_floats=True
-    ),
-    "dense_below": Row(
-        lambda learning_rate, **kwargs: signax.dense_below(
-            2,
-            signax.sign_sgd(learning_rate, **kwargs),
-            dense=signax.dense_sgd(learning_rate, **kwargs),
-        ),
-        is_ternary=False,
-        sums_floats=True,
-    ),
-    "ssdm maxima shared every 3 steps": Row(
-        functools.partial(signax.ssdm, scale=signax.Scale("linf", 1, running=True, share_every=3)),
-        hyperparams=("learning_rate", "beta", "key"),
-        is_ternary=False,
-        tolerance=0.5,
     ),
     "one_bit_adam": Row(
         functools.partial(signax.one_bit_adam, b2=0.9, freeze_steps=2),

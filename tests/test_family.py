@@ -342,11 +342,12 @@ def test_a_number_for_a_scale_is_sto_sign():
 
         def worker(g, tx=tx):
             wide = jnp.tile(g, (num_copies, 1))
-            state, total = tx.init(wide), jnp.zeros((2, 3))
-            for _ in range(NUM_STEPS):
+
+            def step(state, _):
                 updates, state = tx.update(wide, state)
-                total += jnp.stack([-updates.sum(axis=0), (updates**2).sum(axis=0)])
-            return total / (NUM_STEPS * num_copies)
+                return state, jnp.stack([-updates.mean(axis=0), (updates**2).mean(axis=0)])
+
+            return jax.lax.scan(step, tx.init(wide), length=NUM_STEPS)[1].mean(axis=0)
 
         mean, square = np.asarray(map_workers("vmap", worker, num_workers)(jnp.asarray(rows)))[0]
         probability = reference_family.sto_sign_probability(rows.astype(np.float64), b)

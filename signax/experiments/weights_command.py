@@ -18,7 +18,7 @@ import optax
 import signax
 from signax.experiments.errors import UsageError
 
-_HELP = """usage: signax weights [--num_steps=20000]
+_HELP = """usage: signax weights [--num_steps=3000]
 
 Run every method on quadratics of workers that differ, with full gradients, and print where each
 ends as a table in Markdown."""
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help", "-help"} & {*argv}:
         print(_HELP)
         return 0
-    num_steps = 20_000
+    num_steps = 3000
     for argument in argv:
         name, _, value = argument.partition("=")
         if name.lstrip("-") != "num_steps" or not value.isdecimal():
