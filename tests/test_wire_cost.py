@@ -70,3 +70,21 @@ def test_async_forms_count_once_and_both_forms_of_groups_are_read():
     assert gather.kind == "all-gather"
     assert gather.groups == ((0, 1, 2, 3),)
     assert gather.bits == 3 * 64 * 32
+
+
+def test_the_branches_of_a_warm_up_are_told_apart():
+    tx = signax.warmup(
+        5,
+        signax.sign_sgd(0.1, axis_name="workers", ties="random"),
+        dense=signax.dense_sgd(0.1, axis_name="workers"),
+    )
+    mesh = signax.make_worker_mesh(8)
+    step = signax.make_train_step(lambda x, b: jnp.sum(x) * jnp.mean(b), tx, mesh)
+    size = 64_000
+    state = signax.init_train_state(jnp.zeros(size), tx, mesh)
+    report = signax.wire_bits(step, state, jnp.ones(8))
+    # On top of each: the mean loss and, where a vote runs, who votes (some hundred bits in all).
+    rest = 1000 / size
+    assert report.of_branch(0).bits_per_coordinate == pytest.approx(2 * 7 / 8, abs=rest)
+    assert report.of_branch(1).bits_per_coordinate == pytest.approx(64 * 7 / 8, abs=rest)
+    assert report.bits_per_coordinate == pytest.approx(66 * 7 / 8, abs=2 * rest)

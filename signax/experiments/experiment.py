@@ -60,8 +60,13 @@ class Experiment(NamedTuple):
         """Tells each worker which of its examples to take: int32 [num_steps, M, B/M]."""
         return place_rows(self.order.rows(first_step, num_steps), self.mesh)
 
-    def bits_per_coordinate(self, state: signax.TrainState) -> float:
-        """Reads from the compiled step what one worker sends per coordinate."""
+    @property
+    def num_dense_steps(self) -> int:
+        """How many of the first steps are not compressed."""
+        return self.config.optimizer.dense.steps or self.config.optimizer.freeze_steps or 0
+
+    def wire_report(self, state: signax.TrainState) -> signax.WireReport:
+        """Reads from the compiled step what one worker sends."""
         batch_size, num_pixels = self.config.batch_size, self.train.images.shape[-1]
         array = partial(
             jax.ShapeDtypeStruct, sharding=NamedSharding(self.mesh, P(*self.mesh.axis_names))
@@ -70,9 +75,7 @@ class Experiment(NamedTuple):
             "image": array((batch_size, num_pixels), np.uint8),
             "label": array((batch_size,), np.int32),
         }
-        return signax.wire_bits(
-            self.step, state, batch, num_coordinates=self.num_coordinates
-        ).bits_per_coordinate
+        return signax.wire_bits(self.step, state, batch, num_coordinates=self.num_coordinates)
 
 
 def make_experiment(config: Config) -> Experiment:

@@ -49,7 +49,7 @@ class Result(NamedTuple):
     train_accuracy: float
     test_accuracy: float
     seconds: float  # compilation included
-    bits_per_coordinate: float  # one worker, one step; from compiled HLO
+    bits_per_coordinate: float  # one worker, one step behind any warm-up; from compiled HLO
     dense_bits_per_coordinate: float
     megabytes_sent: float  # one worker, all steps
 
@@ -137,7 +137,9 @@ class _Run:
         self.step = checkpoints.latest_step
         self.rows = folder.rewind(self.step)
         self.start = time.perf_counter() - (self.rows[-1]["seconds"] if self.rows else 0.0)
-        self.bits_per_coordinate = experiment.bits_per_coordinate(self.state)
+        # Of a dense warm-up the compiled step has both kinds of steps, each in a branch.
+        report = experiment.wire_report(self.state)
+        self.dense_step, self.compressed_step = report.of_branch(1), report.of_branch(0)
         self.run_steps = make_run_steps(experiment)
         self.accuracy = make_accuracy(experiment.model)
         self.leaves_in_sync = make_leaves_in_sync(experiment.mesh)
@@ -201,12 +203,15 @@ class _Run:
             "epoch": self.step / self.experiment.order.steps_per_epoch,
             **{name: float(values.mean()) for name, values in metrics.items()},
             "test_accuracy": test_accuracy,
-            "megabytes_sent": self._megabytes(self.bits_per_coordinate),
+            "megabytes_sent": self._megabytes(),
             "seconds": time.perf_counter() - self.start,
         }
 
-    def _megabytes(self, bits_per_coordinate: float) -> float:
-        return self.step * bits_per_coordinate * self.experiment.num_coordinates / 8e6
+    def _megabytes(self) -> float:
+        """What one worker has sent so far."""
+        num_dense = min(self.step, self.experiment.num_dense_steps)
+        num_compressed = self.step - num_dense
+        return (num_dense * self.dense_step.bits + num_compressed * self.compressed_step.bits) / 8e6
 
     def finish(self) -> Result:
         """Sums up, draws the curves and writes `result.json`."""
@@ -234,9 +239,9 @@ class _Run:
             train_accuracy=float(self.accuracy(self.state.params, experiment.train)),
             test_accuracy=float(self.accuracy(self.state.params, experiment.test)),
             seconds=self.rows[-1]["seconds"] if self.rows else 0.0,
-            bits_per_coordinate=self.bits_per_coordinate,
+            bits_per_coordinate=self.compressed_step.bits_per_coordinate,
             dense_bits_per_coordinate=DENSE_BITS * (num_workers - 1) / num_workers,
-            megabytes_sent=self._megabytes(self.bits_per_coordinate),
+            megabytes_sent=self._megabytes(),
         )
 
 

@@ -47,6 +47,14 @@ class WireReport:
         """How many collectives one call runs, loops unrolled."""
         return sum(c.times for c in self.collectives)
 
+    def of_branch(self, branch: int) -> "WireReport":
+        """What is sent when every conditional takes this branch; of `lax.cond` 1 is the true one.
+
+        With a dense warm-up (`warmup`, `one_bit_adam`) branch 1 is a dense step, 0 one after it.
+        """
+        kept = tuple(c for c in self.collectives if c.branch in (None, branch))
+        return dataclasses.replace(self, collectives=kept)
+
     def __str__(self) -> str:
         if not self.collectives:
             return "no collectives: one worker, or workers simulated by vmap on one device"
@@ -64,7 +72,7 @@ class WireReport:
             lines[-1] += f", {per:.4g} per coordinate (d = {self.num_coordinates:,})"
         if not all(c.exact for c in self.collectives):
             lines.append(
-                "? in a loop of unknown length (counted once) or under a branch (all counted)"
+                "? in a loop of unknown length (counted once) or under a branch (all are counted)"
             )
         return "\n".join(lines)
 

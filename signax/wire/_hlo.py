@@ -23,7 +23,7 @@ _INSTRUCTION = re.compile(
 )
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\{|\{)$")
 _ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,<=]*)\]")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -39,6 +39,7 @@ class Collective:
     bits: float  # sent by one worker, all times together
     times: int = 1  # known trip count of the loops around it
     exact: bool = True  # False in a loop of unknown length (counted once) or under a branch
+    branch: int | None = None  # which branch of the conditional around it; of lax.cond 1 is true
     scope: str = ""  # the named scopes it was written in
 
     @property
@@ -55,24 +56,26 @@ def read_collectives(hlo: str) -> Iterator[Collective]:
     sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
     everyone = tuple(range(math.prod(map(int, sizes))))
 
-    def walk(name: str, times: int, exact: bool) -> Iterator[Collective]:
+    def walk(name: str, times: int, exact: bool, branch: int | None) -> Iterator[Collective]:
         for _, _, opcode, operands, rest in computations.get(name, ()):
             kind = opcode.removesuffix("-start")
             if kind in _SENT:
                 arrays = [
                     a for n in re.findall(r"%([\w.\-]+)", operands) for a in _arrays(shapes[n])
                 ]
-                yield _collective(kind, arrays, rest, everyone, times, exact)
+                found = _collective(kind, arrays, rest, everyone, times)
+                yield dataclasses.replace(found, exact=exact, branch=branch)
             elif not opcode.endswith(("-done", "-update")):  # these name what -start has started
                 trips = _TRIPS.search(rest)
                 inside = times * int(trips[1]) if trips else times
                 sure = (
                     exact and opcode != "conditional" and (opcode != "while" or trips is not None)
                 )
-                for called in _called(rest):
-                    yield from walk(called, inside, sure)
+                for index, called in enumerate(_called(rest)):
+                    under = index if opcode == "conditional" else branch
+                    yield from walk(called, inside, sure, under)
 
-    yield from walk(entry, 1, True)
+    yield from walk(entry, 1, True, None)
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[tuple[str, ...]]], str]:
@@ -93,7 +96,6 @@ def _collective(
     rest: str,
     everyone: tuple[int, ...],
     times: int,
-    exact: bool,
 ) -> Collective:
     if kind == "ragged-all-to-all":
         arrays = arrays[:1]  # the others say where to put it
@@ -107,7 +109,6 @@ def _collective(
         groups=groups,
         bits=times * _SENT[kind](bits, max(map(len, groups))),
         times=times,
-        exact=exact,
         scope=scope[1] if scope else "",
     )
 
@@ -167,6 +168,9 @@ def _ints(text: str) -> list[int]:
 
 
 def _called(rest: str) -> list[str]:
+    """The computations that an instruction runs; of a conditional, its branches in their order."""
+    if match := re.search(r"\btrue_computation=%?([\w.\-]+), false_computation=%?([\w.\-]+)", rest):
+        return [match[2], match[1]]
     names = _CALLED.findall(rest)
     for branches in _BRANCHES.findall(rest):
         names += re.findall(r"[\w.\-]+", branches)

@@ -22,6 +22,9 @@ _GRADIENT = (0.03, 0.1, 0.3, 1.0)
 _ADAM = (0.0003, 0.001, 0.003, 0.01)
 
 
+DENSE_STEPS = {"one_bit_adam": 100}  # at the start, sent in full
+
+
 class Contender(NamedTuple):
     """A method, how it is grouped in the picture, and the learning rates to try."""
 
@@ -76,7 +79,9 @@ CONTENDERS = {
     "ef21": Contender(signax.ef21, MEMORY, _GRADIENT),
     "diana": Contender(signax.diana, MEMORY, _GRADIENT),
     "one_bit_sgd": Contender(signax.one_bit_sgd, MEMORY, _GRADIENT),
-    "one_bit_adam": Contender(partial(signax.one_bit_adam, freeze_steps=100), MEMORY, _ADAM),
+    "one_bit_adam": Contender(
+        partial(signax.one_bit_adam, freeze_steps=DENSE_STEPS["one_bit_adam"]), MEMORY, _ADAM
+    ),
     "compressed_mean, adamw": Contender(_compressed_adamw, MEMORY, _ADAM),
     "qsgd, 7 levels": Contender(baselines.qsgd, RIVAL, _GRADIENT),
     "tern_grad": Contender(baselines.tern_grad, RIVAL, _GRADIENT),
