@@ -241,6 +241,36 @@ def test_disagreement_between_the_workers_is_told_from_noise(spread: float):
     assert any("shared=True" in advice for advice in report.verdict.advice) == bool(spread)
 
 
+def test_workers_without_noise_can_disagree_for_good():
+    """f_1 = (x - 2)^2 / 4 and f_2 = 3 (x + 2)^2 / 4 at sqrt(2) - 1: the signs are opposite."""
+    slopes, targets = jnp.array([0.5, 1.5]), jnp.array([2.0, -2.0])
+
+    def loss(x, worker):
+        return jnp.mean(slopes[worker] / 2 * (x[0] - targets[worker]) ** 2)
+
+    x = jnp.array([2**0.5 - 1])
+    report = diagnostics.examine(loss, x, [jnp.arange(2)] * 8, num_workers=2)
+    assert report.verdict.name == "heterogeneous"
+    assert report.total.vote_norm == 0
+    g = np.array([0.5, 1.5]) * (2**0.5 - 1 - np.array([2, -2]))
+    assert report.total.between == pytest.approx(np.var(g, ddof=1), rel=1e-5)
+    assert report.total.squared_norm == pytest.approx(g.mean() ** 2, rel=1e-5)
+    assert report.norm_spread == pytest.approx(abs(g[1] / g[0]), rel=1e-5)
+
+
+def test_weak_signals_are_called_noisy_and_workers_help():
+    g = np.full(D, 0.02)
+    draws = normal_draws(g, np.ones(D), M, T)
+    report = diagnostics.examine(
+        linear_loss, jnp.zeros(D), draws, num_workers=M, reference=jnp.asarray(g, jnp.float32)
+    )
+    # rho = 0.508; the mean of n d = 204,800 signs has standard deviation 1 / 453.
+    ratio = report.total.rho_norm / report.total.l1_norm
+    assert ratio == pytest.approx(2 * stats.norm.cdf(0.02) - 1, abs=6 / 453)
+    assert report.verdict.name == "noisy"
+    assert any("more workers: 9 gain" in advice for advice in report.verdict.advice)
+
+
 def test_one_worker_cannot_disagree():
     report = diagnostics.examine(linear_loss, jnp.zeros(3), normal_draws(np.ones(3), 1.0, 1, 32))
     assert math.isnan(report.total.between)

@@ -68,7 +68,7 @@ class Findings:
         vote, vote_error = self._gain(1, index)
         has_noise = np.isfinite(noise.skewness[at])
         within = float(self.disagreement.within[at].sum())
-        squared = float(max(np.sum(mean * self.other[at]), 0.0))
+        squared = float(np.sum(mean * self.other[at]))
         zeros = 1 - self.sums.nonzero[at] / self.num_draws
         return LeafReport(
             name="all leaves" if is_all else self.tree.names[index],
@@ -80,6 +80,7 @@ class Findings:
             num_dead=int(np.sum(self.is_dead[at])),
             rho_quantiles=_quantiles(self.rho[at][resolved], (0.1, 0.5, 0.9)),
             l1_norm=float(np.abs(mean).sum()),
+            squared_norm=squared,
             rho_norm=one,
             rho_norm_error=one_error,
             promised_norm=float(self.promise[at].sum()),

@@ -25,6 +25,7 @@ class LeafReport:
     num_dead: int  # reference zero: SPB asks for nothing
     rho_quantiles: tuple[float, float, float]  # 10, 50, 90 % of coordinates with resolved sign
     l1_norm: float  # of the reference: what noise-free signs gain
+    squared_norm: float  # of the gradient, l2; unbiased, so at most a little below zero
     rho_norm: float  # what one worker's signs gain per step, Definition 1
     rho_norm_error: float  # half the width of its interval
     promised_norm: float  # Lemma 1's lower bound: noise of this size, unimodal and symmetric
@@ -47,8 +48,13 @@ class LeafReport:
 
     @property
     def disagreement(self) -> float:
-        """Variance between the workers over the variance of a draw."""
-        return self.between / self.within if self.within > 0 else math.inf * self.between
+        """Variance between the workers over the variance of a draw; NaN for one worker."""
+        return _ratio(self.between, self.within)
+
+    @property
+    def disagreement_to_gradient(self) -> float:
+        """Variance between the workers over the squared gradient; NaN for one worker."""
+        return _ratio(self.between, self.squared_norm)
 
 
 class Coordinates(NamedTuple):
@@ -95,6 +101,12 @@ class Report:
         from signax.diagnostics import _text
 
         return _text.text_of(self)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    if numerator == 0 or math.isnan(numerator):
+        return numerator
+    return numerator / denominator if denominator > 0 else math.copysign(math.inf, numerator)
 
 
 def _plain(value: Any) -> Any:

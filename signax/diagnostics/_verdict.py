@@ -62,10 +62,9 @@ def _name(total: Any, num_workers: int) -> Name:
 
 def _is_heterogeneous(total: Any) -> bool:
     """Never for one worker, whose `between` is NaN."""
-    against_gradient = total.between * total.noise_to_signal**2
     return (
-        total.between > DISAGREEMENT_TO_NOISE * total.within
-        and against_gradient > DISAGREEMENT_TO_GRADIENT * total.within
+        total.disagreement > DISAGREEMENT_TO_NOISE
+        and total.disagreement_to_gradient > DISAGREEMENT_TO_GRADIENT
     )
 
 
@@ -153,10 +152,9 @@ def _shape_line(total: Any) -> str:
 
 
 def _agreement_line(total: Any) -> str:
-    against_gradient = total.disagreement * total.noise_to_signal**2
     return (
         f"between the workers lies {total.disagreement:.2g} times the variance of one draw, and"
-        f" {against_gradient:.2g} times the squared gradient (harm from"
+        f" {total.disagreement_to_gradient:.2g} times the squared gradient (harm from"
         f" {DISAGREEMENT_TO_NOISE:g} and {DISAGREEMENT_TO_GRADIENT:g} on)."
     )
 
