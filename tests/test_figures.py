@@ -115,6 +115,7 @@ def test_figure_1_goes_from_circle_to_diamond():
     assert result.claims[0].holds
 
 
+@pytest.mark.slow
 def test_figure_4_more_workers_help_and_even_numbers_end_lower_with_a_constant_step():
     result = figure_4.make(is_quick=True)
     assert result.claims[0].holds
