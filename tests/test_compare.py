@@ -1,4 +1,4 @@
-"""`compare`: the same runs as a loop of `simulate_train_step`, as tidy arrays, and what it refuses."""
+"""`compare`: the runs of a loop of `simulate_train_step`, as tidy arrays; what it refuses."""
 
 import doctest
 import importlib

@@ -95,14 +95,14 @@ def compare(
       True
       >>> figure = result.plot("distance")
     """
-    seeds, num_workers = _integers("seeds", seeds, 0), _integers("num_workers", num_workers, 1)
+    all_seeds, counts = _integers("seeds", seeds, 0), _integers("num_workers", num_workers, 1)
     points = _points(num_steps, eval_steps)
     rates = _rates(learning_rates, methods)
     metrics = dict(metrics or {})
     if "loss" in metrics:
         raise ValueError('compare: metrics["loss"]: the training loss has this name; rename yours.')
     bar = tqdm(
-        total=len(methods) * len(num_workers) * num_steps,
+        total=len(methods) * len(counts) * num_steps,
         unit="step",
         disable=not show_progress,
         leave=False,
@@ -111,16 +111,16 @@ def compare(
     with bar:
         for (name, method), row in zip(methods.items(), rates, strict=True):
             of_method = []
-            for count in num_workers:
+            for count in counts.tolist():
                 bar.set_postfix_str(f"{name}, M = {count}")
-                batches = _batches(data, batch_size, int(count))
+                batches = _batches(data, batch_size, count)
                 make_params = params if callable(params) else lambda key: params
-                sweep = Sweep(loss_fn, make_params, batches, method, int(count), metrics, axis_name)
+                sweep = Sweep(loss_fn, make_params, batches, method, count, metrics, axis_name)
                 with _named(name, count):
-                    of_method.append(run_sweep(sweep, row, seeds, points, bar.update))
+                    of_method.append(run_sweep(sweep, row, all_seeds, points, bar.update))
             values.append({k: np.stack([v[k] for v in of_method], axis=1) for k in of_method[0]})
     stacked = {k: np.stack([v[k] for v in values]) for k in values[0]}
-    return Comparison(tuple(methods), rates, num_workers, seeds, points, stacked)
+    return Comparison(tuple(methods), rates, counts, all_seeds, points, stacked)
 
 
 def _integers(name: str, given: Any, least: int) -> np.ndarray:
@@ -137,8 +137,11 @@ def _points(num_steps: int, eval_steps: int | Sequence[int]) -> np.ndarray:
     if num_steps < 1:
         raise ValueError(f"compare: num_steps={num_steps} must be at least 1.")
     if isinstance(eval_steps, int):
-        eval_steps = np.linspace(0, num_steps, min(max(eval_steps, 1), num_steps) + 1).astype(int)
-    points = np.unique(np.asarray([0, *eval_steps, num_steps]))
+        count = min(max(eval_steps, 1), num_steps)
+        inner = np.linspace(0, num_steps, count + 1).astype(int).tolist()
+    else:
+        inner = list(eval_steps)
+    points = np.unique(np.asarray([0, *inner, num_steps]))
     if points.dtype.kind not in "iu" or points[0] < 0 or points[-1] > num_steps:
         raise ValueError(
             f"compare: eval_steps must be whole numbers of steps from 0 to num_steps={num_steps},"

@@ -80,7 +80,7 @@ def _make(name: str, flags: argparse.Namespace) -> None:
     module = importlib.import_module(f"signax.experiments.figures.{FIGURES[name].module}")
     from signax.experiments.figures.made import describe, write  # matplotlib loads slowly
 
-    print(f"{module.__doc__.strip()}\n", flush=True)
+    print(f"{(module.__doc__ or '').strip()}\n", flush=True)
     start = time.perf_counter()
     made = module.make(flags.quick)
     paths = write(made, FIGURES[name].module, flags.workdir)

@@ -107,8 +107,8 @@ def tune_and_run(
 ) -> Tuned:
     """The log grid on a tenth of the budget, a finer one on 0.3 of it, then 3 repetitions of all.
 
-    The quick version has no finer grid. Both times the rate with the least training loss is kept (accuracy saturates at 100 %). Tuning
-    has a seed of its own.
+    The quick version has no finer grid. Both times the rate with the least training loss is kept
+    (accuracy saturates at 100 %). Tuning has a seed of its own.
     """
     metrics = images.metrics
 

@@ -60,8 +60,8 @@ def success_probabilities(x: jax.Array, noise: float, batch_size: int) -> jax.Ar
     right = jnp.concatenate([jacobian, zero])[index, index]  # of f_j
     # 0 for f_{j-1} at j = 0 and for f_j at j = d-1: such draws never come, and add nothing.
     a, b, weight = _counts(batch_size)
-    mean = (a[:, None] * left + b[:, None] * right) / batch_size  # [(a, b), d]
-    signed = jnp.sign(left + right) * mean / (noise / np.sqrt(batch_size))
+    mean = (a[:, None] * left[None] + b[:, None] * right[None]) / batch_size  # [(a, b), d]
+    signed = jnp.sign(left + right)[None] * mean / (noise / np.sqrt(batch_size))
     return weight @ jax.scipy.special.ndtr(signed)
 
 
