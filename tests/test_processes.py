@@ -257,10 +257,8 @@ def apart(num: int, *flags: str, fault: str = ",", who: Any = None) -> dict[int,
     finally:
         for process in all_of.values():
             end_all_of(process)
-    return {
-        rank: end._replace(output=all_of[rank].communicate(timeout=60)[0])
-        for rank, end in ended.items()
-    }
+    outputs = {rank: process.communicate(timeout=60)[0] for rank, process in all_of.items()}
+    return {rank: end._replace(output=outputs[rank]) for rank, end in ended.items()}
 
 
 def started(argv: list[str], fault: str = ",") -> subprocess.Popen:
