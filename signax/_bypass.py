@@ -24,7 +24,7 @@ def dense_below(
     $$ u_\text{leaf} = \begin{cases} \text{dense} & d_\text{leaf} < N \\
                                      \text{inner} & d_\text{leaf} \ge N \end{cases} $$
 
-    Around whole algorithms, each with a learning rate in its own units,
+    Around whole algorithms, each with a learning rate in its own units::
 
         signax.dense_below(
             256, signax.signum(1e-3, axis_name=axis), dense=signax.dense_sgd(0.1, axis_name=axis)
