@@ -120,6 +120,31 @@ def test_a_page_of_the_runtime_becomes_a_line_that_names_the_silent_process():
     ]
 
 
+FATAL = (
+    "F1125 09:27:38.4 28196 client.h:80] Terminating process because the JAX distributed service"
+)
+
+
+@pytest.mark.parametrize(
+    ("rest", "line"),
+    [
+        (
+            ": DEADLINE_EXCEEDED\n\nRPC: /xla.coordination.CoordinationService/Heartbeat\n",
+            "process 0",
+        ),
+        (
+            ": DEADLINE_EXCEEDED\n\nRPC: /xla.coordination.CoordinationService/RegisterTask\n",
+            "in time",
+        ),
+        (": UNAVAILABLE: Failed to send RPC to coordination service.\n", "is gone"),
+        (" absl::Status: NEW: a reason\n    @ 0x7f  unknown\n", "ends: NEW: a reason"),
+    ],
+)
+def test_each_page_of_the_runtime_has_its_line(rest: str, line: str):
+    (only,) = native_log.condensed(f"{FATAL}{rest}".splitlines(keepends=True))
+    assert line in only
+
+
 @pytest.mark.parametrize(
     ("message", "kind"),
     [
@@ -349,7 +374,7 @@ def test_four_processes_go_on_as_three():
         ("SIGKILL,1", "is lost, so this one ends"),
         ("SIGKILL,0", "this one ends"),
         ("SIGSTOP,1", "no heartbeat from process 1"),
-        ("SIGSTOP,0", "process 0, the coordinator, is gone"),
+        ("SIGSTOP,0", "no heartbeat from process 0"),
         ("raise,1", "this one ends"),
     ],
 )

@@ -54,9 +54,12 @@ def _reason(text: str) -> str:
         return f"no heartbeat from process {who}: stopped, or cut off. This one ends."
     if "RegisterTask" in text:
         return "not all processes have come in time. This one ends. See --heartbeat_timeout."
+    if "CoordinationService/Heartbeat" in text:
+        return "no heartbeat from process 0, the coordinator: stopped, or cut off. This one ends."
     if "Failed to send RPC" in text or "Socket closed" in text:
         return "process 0, the coordinator, is gone. This one ends."
-    return f"another process is lost, and this one ends: {text.splitlines()[-1]}"
+    status = re.search(r"Status: ([^\n]*)", text)
+    return f"another process is lost, and this one ends: {status[1] if status else 'no reason'}"
 
 
 if __name__ == "__main__":
