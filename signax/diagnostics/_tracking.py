@@ -43,7 +43,7 @@ def track_votes(
     $$ \bar z_k = \bar z_{k-1} + w_k (z_k - \bar z_{k-1}), \qquad
        w_k = \max\left(1 - \beta, \frac{1}{k}\right) $$
 
-    Write it where the link stands in the chain:
+    Write it where the link stands in the chain::
 
         optax.chain(
             optax.ema(0.9),
