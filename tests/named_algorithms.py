@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import signax
+from signax import baselines
 from workers import WORKERS
 
 LINF = signax.Scale("linf", "leaf", shared=True)
@@ -154,6 +155,31 @@ OPTIMIZERS = {
         is_ternary=False,
         sums_floats=True,
         equals=lambda lr: optax.sgd(lr, 0.5),
+    ),
+    # One baseline for each way to the network: bytes to servers, all-reduces, an all-gather.
+    "qsgd": Row(
+        functools.partial(baselines.qsgd, momentum=0.5),
+        0.05,
+        hyperparams=("learning_rate", "momentum", "key"),
+        takes_accumulator=True,
+        is_ternary=False,
+        sums_floats=True,
+    ),
+    "power_sgd": Row(
+        functools.partial(baselines.power_sgd, rank=1),  # fewer numbers than a 3 by 2 matrix
+        0.1,
+        hyperparams=("learning_rate", "key"),
+        takes_accumulator=True,
+        is_ternary=False,
+        sums_floats=True,
+        num_memories=3,  # residuals, and Q of the matrix
+    ),
+    "top_k_sgd": Row(
+        functools.partial(baselines.top_k_sgd, fraction=0.5),
+        0.1,
+        takes_accumulator=True,
+        is_ternary=False,
+        sums_floats=True,
     ),
 }
 every = pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,6 +1,7 @@
 """The baselines against their papers, and the bits that they really send."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def paths(txs: dict, rows: np.ndarray) -> dict:
     return {name: path[0] for name, path in out.items()}
 
 
-def close(path: np.ndarray, expected: list) -> bool:
+def close(path: np.ndarray, expected: list | np.ndarray) -> bool:
     return bool(np.abs(path - np.array(expected)).max() <= 1e-6 * np.abs(expected).max())
 
 
@@ -81,26 +82,44 @@ def test_top_k_and_random_k_take_the_steps_of_their_paper(num_workers: int):
     assert close(seen["random"], expected["random"])
 
 
-@pytest.mark.parametrize("num_workers", NUM_WORKERS)
+def rows_of_rank_two_and_noise(num_workers: int) -> np.ndarray:
+    """Matrices [steps, M, 5, 7] whose singular values are 1 and 1/2, then at most about 0.1."""
+    rng = np.random.default_rng(num_workers)
+    left, right = (np.linalg.qr(rng.normal(size=(n, 2)))[0] for n in (5, 7))
+    noise = 0.02 * rng.normal(size=(NUM_STEPS, num_workers, 5, 7))
+    sizes = 1 + np.arange(num_workers).reshape(-1, 1, 1)
+    return ((left * [1, 0.5] @ right.T + noise) * sizes).astype(np.float32)
+
+
+def power_sgd_path(rows: np.ndarray, q: np.ndarray) -> np.ndarray:
+    x = m = np.zeros(rows.shape[2:])
+    errors, path = np.zeros(rows.shape[1:]), []
+    for row in rows:
+        x, m, errors, q = reference_baselines.power_sgd_step(x, m, errors, q, row, 0.1, 0.9)
+        path.append(x)
+    return np.array(path)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
 def test_power_sgd_takes_the_steps_of_its_paper(num_workers: int):
-    rows = random_rows(num_workers, 5, 7)
+    rows = rows_of_rank_two_and_noise(num_workers)
     tx = baselines.power_sgd(0.1, 2, 0.9, key=3, axis_name=WORKERS)
     path = paths({"power": tx}, rows)["power"]
-    q = np.asarray(tx.init(jnp.zeros((5, 7)))[0].memory[0], np.float64)
-    assert q.shape == (7, 2)
-    x = m = np.zeros((5, 7))
-    errors, expected = np.zeros(rows.shape[1:]), []
-    for row in rows.astype(np.float64):
-        x, m, errors, q = reference_baselines.power_sgd_step(x, m, errors, q, row, 0.1, 0.9)
-        expected.append(x)
-    error = np.abs(path - np.array(expected)).max(axis=(1, 2)) / np.abs(expected).max()
-    # Error feedback and the warm start amplify rounding: with M = 1 the float64 reference itself
-    # moves by 7e-5 in 20 steps if its gradients are disturbed by 2^-24, one rounding of float32.
-    assert error[:5].max() <= 1e-6
-    assert error.max() <= 1e-4
+    q = np.asarray(tx.init(jnp.zeros((5, 7)))[0].memory, np.float64).reshape(7, 2)
+    rows = rows.astype(np.float64)
+    expected = power_sgd_path(rows, q)
+    # Error feedback and the warm start carry rounding from step to step: where the second and third
+    # singular values are near each other, 2^-24 in the gradients becomes 1e-5 in 20 steps of the
+    # float64 reference. Here they are apart, and one rounding of every gradient moves it by 1e-7 at
+    # most. A float32 step rounds about ten times in a row (residual, two products, two passes of
+    # Gram-Schmidt, a norm, two means, the momentum, the step): 1e-6.
+    signs = np.random.default_rng(0).choice([-1, 1], rows.shape)
+    rounded = power_sgd_path(rows * (1 + 2.0**-24 * signs), q)
+    assert np.abs(rounded - expected).max() <= 1e-7 * np.abs(expected).max()
+    assert close(path, expected)
 
 
-@pytest.mark.parametrize("num_workers", NUM_WORKERS)
+@pytest.mark.parametrize("num_workers", [1, 3])
 def test_quantisers_have_the_mean_and_variance_of_their_papers(num_workers: int):
     g = random_rows(num_workers, SIZE)[0]
     g[:, 2] = 0.0
@@ -139,12 +158,20 @@ def test_bfloat16_is_the_rounded_mean_of_rounded_gradients(mapped: Mapped):
     assert (np.asarray(out) == np.asarray(out, jnp.bfloat16)).all()
 
 
-def test_all_wires_and_mappings_draw_the_same_levels(mapped: Mapped):
-    g = jnp.asarray(random_rows(5, 40)[0])
+@pytest.fixture(scope="module")
+def seen_under_vmap() -> np.ndarray:
+    return np.asarray(Mapped("vmap")(quantized, jnp.asarray(random_rows(5, 40)[0])))
+
+
+def quantized(g: jax.Array) -> jax.Array:
     tx = baselines.average_quantized(WORKERS, norm="linf")
-    update = lambda g: tx.update(g, tx.init(g))[0]  # noqa: E731
-    expected = jax.vmap(update, axis_name=WORKERS)(g)
-    np.testing.assert_allclose(mapped(update, g), expected, rtol=1e-6, atol=1e-6)
+    return tx.update(g, tx.init(g))[0]
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+def test_all_mappings_draw_the_same_levels(mapping: Any, seen_under_vmap: np.ndarray):
+    seen = Mapped(mapping)(quantized, jnp.asarray(random_rows(5, 40)[0]))
+    np.testing.assert_allclose(seen, seen_under_vmap, rtol=1e-6, atol=1e-6)
 
 
 LINKS = {
@@ -194,15 +221,15 @@ def test_summed_gradients_are_refused_and_the_layout_is_inferred(name: str):
         jax.shard_map(summed, mesh=mesh, in_specs=jax.P(), out_specs=jax.P())(params)
 
 
-@pytest.mark.parametrize("num_workers", [2, 5])
+@pytest.mark.parametrize("num_workers", [2, 3])
 def test_the_bits_are_those_of_the_formula(num_workers: int):
-    n, m, b = 24, 40, 80
+    n, m, b = 24, 40, 96
     size = n * m + b  # a multiple of 8 M, so that nothing is padded
     params = {"w": jnp.ones((n, m)), "b": jnp.ones(b)}
     share = (num_workers - 1) / num_workers
     voters = 32 * (num_workers - 1)  # int32 behind each server's answer
     served = 8 * (1 + 3 * 4) * (num_workers - 1) + voters  # a flag, at most three scales
-    kept = 96 + 8
+    kept = 96 + 10
     expected = {
         "bfloat16": (baselines.average_bfloat16(WORKERS), 32 * size * share, served),
         "7 levels": (baselines.average_quantized(WORKERS), (4 + 32) * size * share, served),
@@ -248,12 +275,13 @@ def test_a_matrix_of_lower_rank_costs_no_rank_for_ever():
     flat = jnp.outer(jnp.arange(1.0, 6.0), jnp.ones(7))
     full = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)) @ np.ones((2, 7)), jnp.float32)
     state = tx.init(flat)
+    update = jax.jit(tx.update)
     for g in (jnp.zeros((5, 7)), flat, flat, full):
-        u, state = tx.update(g, state)
+        u, state = update(g, state)
         assert np.isfinite(u).all()
-        assert np.linalg.matrix_rank(np.asarray(state.memory[0])) == 2
+        assert np.linalg.matrix_rank(np.asarray(state.memory).reshape(7, 2)) == 2
     for factor in (1e-30, 1e30):
-        u, _ = tx.update(flat * factor, tx.init(flat))
+        u, _ = update(flat * factor, tx.init(flat))
         np.testing.assert_allclose(u / factor, flat, rtol=1e-4)
 
 
@@ -272,7 +300,8 @@ def test_clipping_at_sigmas_cuts_at_the_papers_bound():
     g = jnp.array([1.0, -1.0, 1.0, -1.0, 10.0])
     tx = baselines.tern_grad(1.0, clip_sigmas=1.5)
     bound = 1.5 * float(np.std(np.asarray(g)))
-    np.testing.assert_allclose(np.abs(tx.update(g, tx.init(g))[0]).max(), bound, rtol=1e-6)
+    u, _ = jax.jit(tx.update)(g, tx.init(g))
+    np.testing.assert_allclose(np.abs(u).max(), bound, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

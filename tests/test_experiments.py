@@ -109,6 +109,40 @@ def test_every_run_of_the_digits_page_lowers_the_loss(name: str):
     assert losses[-1] < losses[0]
 
 
+# One on either side of the registry; the others take ten seconds more.
+_FAST = ("power_sgd", "dense_method:sgd")
+BASELINES = {
+    "bfloat16_sgd": {"learning_rate": 0.3, "momentum": 0.5},
+    "power_sgd": {"learning_rate": 0.3, "rank": 1},
+    "qsgd": {"learning_rate": 0.3, "levels": 3, "norm": "linf"},
+    "random_k_sgd": {"learning_rate": 0.1, "fraction": 0.25, "feedback": False},
+    "tern_grad": {"learning_rate": 0.3, "clip_sigmas": 2.5},
+    "top_k_sgd": {"learning_rate": 0.3, "fraction": 0.1},
+    "dense_method:sgd": {"learning_rate": 0.3, "momentum": 0.5},
+}
+DENSE_METHOD = """import signax
+
+def sgd(learning_rate, momentum, *, axis_name, **others):
+    return signax.dense_sgd(learning_rate, momentum, axis_name=axis_name, **others)
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in _FAST else pytest.param(n, marks=pytest.mark.slow) for n in BASELINES]
+)
+def test_a_baseline_and_a_function_of_ones_own_lower_the_loss_in_20_steps(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the working folder is added to it
+    Path("dense_method.py").write_text(DENSE_METHOD)
+    fields = [f"--config.optimizer.{k}={v}" for k, v in BASELINES[name].items()]
+    steps = ["--config.num_steps=20", "--config.eval_every=5", "--config.num_workers=3"]
+    small = ["--config.hidden_size=8", "--config.batch_size=96", "--workdir=run"]
+    assert cli.main(["train", f"--config.optimizer.name={name}", *fields, *steps, *small]) == 0
+    losses = [row["loss"] for row in rows_of(Path("run"))]
+    assert losses[-1] < losses[0]
+
+
 # Stopping and going on
 
 

@@ -111,6 +111,7 @@ def test_hyperparameters_may_be_injected_and_scheduled(name: str):
         "b2": 0.75,
         "noise_scale": 0.5,
         "alpha": 0.5,
+        "momentum": 0.5,
         "key": 3,
     }
     chosen = {h: fixed[h] for h in row.hyperparams}

@@ -1,4 +1,4 @@
-"""The README's loops run as printed, and each fits on a screen.
+"""The blocks of README.md and CONTRIBUTING.md run as printed, and each fits on a screen.
 
 A block that is run stands below a comment that names it:
 
@@ -8,16 +8,21 @@ A block that is run stands below a comment that names it:
     ```
 """
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from workers import run_python
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+TEXT = README + CONTRIBUTING
 MARKED = re.compile(r"<!-- test: (?P<name>[\w-]+) -->\s*```python\n(?P<code>.*?)```", re.DOTALL)
-BLOCKS = {match["name"]: match["code"] for match in MARKED.finditer(README)}
+BLOCKS = {match["name"]: match["code"] for match in MARKED.finditer(TEXT)}
 LOOPS = ("make_train_step", "shard_map", "vmap", "nnx", "linen", "pmap")
 
 
@@ -27,7 +32,7 @@ def test_the_readme_shows_a_loop_for(name: str):
 
 
 def test_every_marker_stands_above_a_python_block():
-    assert README.count("<!-- test: ") == len(BLOCKS)
+    assert len(re.findall(r"^<!-- test: ", TEXT, re.MULTILINE)) == len(BLOCKS)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -35,6 +40,24 @@ def test_a_block_has_at_most_20_lines(name: str):
     assert len([line for line in BLOCKS[name].splitlines() if line.strip()]) <= 20
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "own_method"])
 def test_a_block_runs_as_printed(name: str):
     run_python(BLOCKS[name], timeout=180)
+
+
+def test_the_method_of_contributing_is_trained_by_the_printed_command(tmp_path: Path):
+    """As printed but short; the file is imported, so the block's own example runs as well."""
+    (match,) = re.finditer(r"^signax (train .*quiet:quiet_signum.*)$", CONTRIBUTING, re.MULTILINE)
+    (tmp_path / "quiet.py").write_text(BLOCKS["own_method"])
+    short = ["num_steps=20", "eval_every=10", "hidden_size=8", "batch_size=96", "num_workers=3"]
+    argv = [*shlex.split(match[1]), *(f"--config.{field}" for field in short), "--workdir=run"]
+    done = run_python(
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        f"from signax.experiments import cli; raise SystemExit(cli.main({argv!r}))",
+        timeout=180,
+    )
+    (printed,) = re.findall(r"^print\(.*\)  # (.*)$", BLOCKS["own_method"], re.MULTILINE)
+    assert printed in done.stdout
+    rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 20
+    assert rows[-1]["loss"] < rows[0]["loss"]

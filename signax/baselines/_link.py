@@ -46,8 +46,8 @@ def make(
             state = state._replace(residual=residual)
         return state._replace(memory=init_memory(params, state.key))
 
-    def update(updates, state, params=None):
-        del params
+    @_workers.in_auto_mode
+    def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
             # Made anew, so that JAX types the empty leaves as replicated.

@@ -18,9 +18,8 @@ import optax
 from signax import _votes, _workers
 from signax.baselines import _link
 
-_NEGLIGIBLE = (
-    1e-5  # of a column outside the span of those before it: rounding of float32, about 80 ulp
-)
+# Of a column outside the span of those before it: rounding of float32, about 80 ulp.
+_NEGLIGIBLE = 1e-5
 
 
 def average_low_rank(
@@ -80,10 +79,10 @@ def average_low_rank(
 
     def exchange(updates, is_voting, state):
         leaves, treedef = jax.tree.flatten(updates)
-        factors = [q for q in state.memory if q is not None]
-        is_matrix = [q is not None for q in state.memory]
-        matrices = [_as_matrix(a) for a, is_low in zip(leaves, is_matrix, strict=True) if is_low]
-        dense = [a for a, is_low in zip(leaves, is_matrix, strict=True) if not is_low]
+        shapes = [_shape_of_factor(a, rank) for a in leaves]
+        factors = _cut(state.memory, [shape for shape in shapes if shape])
+        matrices = [_as_matrix(a) for a, shape in zip(leaves, shapes, strict=True) if shape]
+        dense = [a for a, shape in zip(leaves, shapes, strict=True) if not shape]
         products = [_times(a, q) for a, q in zip(matrices, factors, strict=True)]
         (*sums,), voters = _link.all_reduce([*products, *dense], is_voting, axis_name)
         count = jnp.maximum(voters, 1).astype(jnp.float32)
@@ -95,22 +94,24 @@ def average_low_rank(
         low = iter([_times(p, q.T) for p, q in zip(orthogonal, new, strict=True)])
         said = iter([_times(p, q.T) for p, q in zip(orthogonal, own, strict=True)])
         rest, sent = iter(means[len(matrices) :]), iter(dense)
-        kept = iter([_warm(q, old) for q, old in zip(new, factors, strict=True)])
         mean = [
-            next(low if m else rest).reshape(a.shape)
-            for m, a in zip(is_matrix, leaves, strict=True)
+            next(low if shape else rest).reshape(a.shape)
+            for shape, a in zip(shapes, leaves, strict=True)
         ]
         out = [
-            next(said if m else sent).reshape(a.shape)
-            for m, a in zip(is_matrix, leaves, strict=True)
+            next(said if shape else sent).reshape(a.shape)
+            for shape, a in zip(shapes, leaves, strict=True)
         ]
-        memory = [next(kept) if m else None for m in is_matrix]
-        return treedef.unflatten(mean), voters, treedef.unflatten(out), memory
+        kept = [_warm(q, old) for q, old in zip(new, factors, strict=True)]
+        return treedef.unflatten(mean), voters, treedef.unflatten(out), _laid_end_to_end(kept)
 
     def init_memory(params, words):
         base = jax.random.wrap_key_data(words, impl="threefry2x32")
-        leaves = jax.tree.leaves(params)
-        return [_first_factor(jax.random.fold_in(base, i), p, rank) for i, p in enumerate(leaves)]
+        shapes = [_shape_of_factor(p, rank) for p in jax.tree.leaves(params)]
+        keys = [jax.random.fold_in(base, i) for i in range(len(shapes))]
+        return _laid_end_to_end(
+            [jax.random.normal(k, s, jnp.float32) for k, s in zip(keys, shapes, strict=True) if s]
+        )
 
     return _link.make(
         name,
@@ -124,15 +125,23 @@ def average_low_rank(
     )
 
 
-def _first_factor(key: jax.Array, leaf: Any, rank: int) -> jax.Array | None:
-    """Standard normal float32[m, r]; None for a leaf that travels dense."""
+def _shape_of_factor(leaf: Any, rank: int) -> tuple[int, int] | None:
+    """Q's [m, r]; None for a leaf that travels dense."""
     shape = jnp.shape(leaf)
     size = int(np.prod(shape))
     rows = shape[0] if shape else 1
     columns = size // max(rows, 1)
-    if len(shape) < 2 or rank * (rows + columns) >= size:
-        return None
-    return jax.random.normal(key, (columns, rank), jnp.float32)
+    return None if len(shape) < 2 or rank * (rows + columns) >= size else (columns, rank)
+
+
+def _laid_end_to_end(factors: list[jax.Array]) -> jax.Array:
+    """All Q in one vector: a leaf of the state that does not look like parameters to Optax."""
+    return jnp.concatenate([jnp.zeros(0, jnp.float32), *(q.reshape(-1) for q in factors)])
+
+
+def _cut(vector: jax.Array, shapes: list[tuple[int, int]]) -> list[jax.Array]:
+    *parts, _ = jnp.split(vector, np.cumsum([m * r for m, r in shapes], dtype=int))
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _as_matrix(leaf: jax.Array) -> jax.Array:

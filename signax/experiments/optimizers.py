@@ -5,13 +5,13 @@ that are not None. A field that the function does not take is an error, never ig
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 
 import signax
-from signax.experiments.default_config import Config
+from signax.experiments.default_config import Config, get_config
 from signax.experiments.errors import UsageError, unknown_name
 from signax.experiments.resolve import resolve
 
@@ -60,17 +60,7 @@ def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformati
     num_steps = max(config.num_steps - (dense.steps or 0), 1)
     arguments = _arguments(config.optimizer)
     accepted = inspect.signature(function).parameters
-    for argument in arguments:
-        if argument not in accepted:
-            takes = [field for field in config.optimizer if field in accepted]
-            raise UsageError(
-                f"{name} takes no {argument!r}: leave config.optimizer.{argument} out. "
-                f"It takes: {', '.join(takes)}."
-            )
-    needed = [k for k, p in accepted.items() if p.default is p.empty and k != "learning_rate"]
-    for argument in needed:
-        if argument not in arguments:
-            raise UsageError(f"{name} needs a {argument}: set config.optimizer.{argument}.")
+    _check_arguments(name, arguments, accepted)
     if "key" in accepted:
         arguments["key"] = config.seed
     try:
@@ -139,6 +129,27 @@ def _scale(fields: dict[str, Any]) -> signax.Scale | float:
         return signax.Scale(**fields)
     except ValueError as error:
         raise UsageError(f"config.optimizer.scale: {error}") from error
+
+
+def _check_arguments(
+    name: str, arguments: dict[str, Any], accepted: Mapping[str, inspect.Parameter]
+) -> None:
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    for argument in arguments:
+        if argument not in accepted and not takes_any:
+            takes = [field for field in get_config().optimizer if field in accepted]
+            raise UsageError(
+                f"{name} takes no {argument!r}: leave config.optimizer.{argument} out. "
+                f"It takes: {', '.join(takes)}."
+            )
+    for argument, parameter in accepted.items():
+        if _is_needed(parameter) and argument not in ("learning_rate", "axis_name", *arguments):
+            raise UsageError(f"{name} needs a {argument}: set config.optimizer.{argument}.")
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    is_collector = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not is_collector
 
 
 def _lookup(kind: str, name: str, table: dict[str, Any]) -> Any:
