@@ -244,7 +244,7 @@ MISTAKES = {
     "a run of a page": (["train", f"--config={CONFIGS}/digits.py:signun"], "'signum'?"),
     "an optimizer": (
         ["train", "--config.optimizer.name=sgd"],
-        "Did you mean 'dense_sgd' or",
+        "'dense_sgd' or ",
     ),
     "a schedule": (["train", "--config.optimizer.schedule=cosin"], "Did you mean 'cosine'?"),
     "an optimizer's field": (["train", "--config.optimizer.momentum=0.9"], "signum takes no"),

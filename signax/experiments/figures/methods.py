@@ -4,7 +4,7 @@ All run a fixed number of steps with a learning rate that decays linearly to zer
 way. Bits are what one worker sends per coordinate and step, both ways, read from the compiled step
 (1-bit Adam's are those behind its 100 dense steps; its megabytes count these, too).
 
-Chosen here:
+Left open by the paper, chosen here:
   network     784 - 64 (relu) - 10: 50,890 parameters, LeCun's initialisation
   workers     8 with shuffled data; 5 and 8 by label: worker n owns the digits n, n + M
   steps       1,000, with 32 images for each worker
