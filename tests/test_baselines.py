@@ -119,6 +119,19 @@ def test_power_sgd_takes_the_steps_of_its_paper(num_workers: int):
     assert close(path, expected)
 
 
+def test_each_power_sgd_worker_owes_what_it_did_not_say_itself():
+    """The step cannot tell: the mean of the residuals is the same with the averaged Q."""
+    rows = rows_of_rank_two_and_noise(3)[0]
+    tx = baselines.average_low_rank(WORKERS, rank=2, key=3)
+    q = np.asarray(tx.init(rows[0]).memory, np.float64).reshape(7, 2)
+    _, state = Mapped("vmap")(lambda g: tx.update(g, tx.init(g)), jnp.asarray(rows))
+    zeros = np.zeros((5, 7))
+    step = reference_baselines.power_sgd_step
+    _, _, errors, _ = step(zeros, zeros, zeros, q, rows.astype(np.float64), 0.1, 0.9)
+    # p - P Q^T takes near numbers from each other: about ten roundings of the gradient's size.
+    np.testing.assert_allclose(state.residual, errors, rtol=0, atol=1e-6 * np.abs(rows).max())
+
+
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_quantisers_have_the_mean_and_variance_of_their_papers(num_workers: int):
     g = random_rows(num_workers, SIZE)[0]

@@ -173,7 +173,7 @@ def top_k_sgd(
       >>> tx = signax.baselines.top_k_sgd(0.5, fraction=0.25)
       >>> g = jnp.array([1.0, -3.0, 0.5, 2.0])
       >>> print(tx.update(g, tx.init(g), g)[0])
-      [0.  1.5 0.  0. ]
+      [-0.   1.5 -0.  -0. ]
 
     References:
       Stich, Cordonnier and Jaggi, Sparsified SGD with Memory, NeurIPS 2018, arXiv:1809.07599,

@@ -4,6 +4,7 @@ The formulas count sign planes, counts and averages. The rest is small and does 
 model: padding of a word or a slice, who votes, one scale for each leaf, the step's metrics.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ import numpy as np
 import optax
 
 import signax
+from signax import baselines
 from signax.experiments.workers import AXIS_NAME
 from signax.wire import _cost
 
-# Divisible by 8 M for each M up to 8, so that nothing is padded.
-_SIZE = 8 * 840 * 4
+# A matrix, for PowerSGD. Its size is divisible by 8 M for each M up to 8: nothing is padded.
+_SHAPE = (160, 168)
+_SIZE = 160 * 168
 # Bits on top of the formula, in all: the mean loss (two float32, all-reduced), scales of one leaf
 # sent to each server and back, who votes.
 _OVERHEAD = 2 * 2 * 32 + 8 * (2 * 32 + 16)
@@ -71,6 +74,24 @@ def algorithms() -> Iterator[Algorithm]:
         _with(signax.ef_sign_sgd, down_dtype="bfloat16"), _ONE, _up_and_down(1, 16),
     )  # fmt: skip
     yield Algorithm("double_squeeze", _with(signax.double_squeeze), _ONE, _up_and_down(1, 1))
+    yield from _baselines()
+
+
+def _baselines() -> Iterator[Algorithm]:
+    yield Algorithm("bfloat16_sgd", _with(baselines.bfloat16_sgd), _ONE, _up_and_down(16, 16))
+    yield Algorithm("qsgd(levels=7)", _with(baselines.qsgd, levels=7), _ONE, _up_and_down(4, 32))
+    rank, (rows, columns) = 4, _SHAPE
+    factors = 32 * rank * (rows + columns) / _SIZE
+    yield Algorithm(
+        f"power_sgd(rank={rank}), {rows} by {columns}",
+        _with(baselines.power_sgd, rank=rank), ("two all-reduces",), _up_and_down(factors, factors),
+    )  # fmt: skip
+    # A value and a position of 32 bits each; everyone's go to everyone.
+    kept = 64 * math.ceil(0.01 * _SIZE) / _SIZE
+    yield Algorithm(
+        "top_k_sgd(fraction=0.01)",
+        _with(baselines.top_k_sgd, fraction=0.01), ("all-gather",), lambda m: kept * (m - 1),
+    )  # fmt: skip
 
 
 def rows(most_workers: int, *, is_quick: bool = False) -> Iterator[dict[str, Any]]:
@@ -111,7 +132,7 @@ def _formula(algorithm: Algorithm, wire: str | None, num_workers: int) -> float:
 
 def _compiled(tx: optax.GradientTransformation, num_workers: int) -> signax.WireReport:
     mesh = signax.make_worker_mesh(num_workers, AXIS_NAME)
-    params = np.ones(_SIZE, np.float32)
+    params = np.ones(_SHAPE, np.float32)
     step = signax.make_train_step(lambda p, batch: jnp.sum(p) * jnp.mean(batch), tx, mesh)
     state = signax.init_train_state(params, tx, mesh)
     batch = jax.ShapeDtypeStruct((num_workers, 1), jnp.float32)

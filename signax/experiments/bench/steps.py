@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import signax
+from signax import baselines
 from signax.experiments.bench import model
 from signax.experiments.bench.settings import Settings
 from signax.experiments.bench.timing import Call, Group
@@ -29,7 +30,11 @@ Link = optax.GradientTransformation
 
 
 def links() -> dict[str, Link]:
-    """The network links that take part in a step."""
+    """The network links that take part in a step.
+
+    PowerSGD needs matrices, as in the network; the tree of many leaves holds vectors, which it
+    sends whole.
+    """
     return {
         _FLOAT32: _stateless(lambda u: jax.lax.pmean(u, AXIS_NAME)),
         "bfloat16 pmean": _stateless(_bfloat16_mean),
@@ -41,6 +46,10 @@ def links() -> dict[str, Link]:
             AXIS_NAME, ties="random", wire="lanes"
         ),
         "ssdm, lanes": _without_step(signax.ssdm(1.0, axis_name=AXIS_NAME, wire="lanes")),
+        "bfloat16 as bytes": baselines.average_bfloat16(AXIS_NAME),
+        "QSGD, 4 bits up": baselines.average_quantized(AXIS_NAME, levels=7),
+        "PowerSGD, rank 4": baselines.average_low_rank(AXIS_NAME, rank=4),
+        "top-k, 1 %": baselines.average_top_k(AXIS_NAME, fraction=0.01),
     }
 
 
