@@ -22,6 +22,13 @@ hypothesis.settings.register_profile("signax", derandomize=True, deadline=None, 
 hypothesis.settings.load_profile("signax")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """One notebook is enough for every day; the others take a minute each."""
+    for item in items:
+        if item.path.suffix == ".ipynb" and not item.path.name.startswith("01_"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=MAPPINGS)
 def mapped(request: pytest.FixtureRequest) -> Mapped:
     """`mapped(fn, *args, num_workers=None)`: M workers under vmap, pmap and shard_map."""

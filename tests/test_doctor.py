@@ -44,6 +44,7 @@ def test_on_iid_digits_signs_are_the_friend(capsys: pytest.CaptureFixture):
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_on_label_partitioned_digits_the_workers_disagree():
     page = f"--config={CONFIGS}/digits_by_label.py:signum"
     assert cli.main(["doctor", page, *SMALL, "--steps=20", "--workdir=here"]) == 0

@@ -36,7 +36,10 @@ def memories(state) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(state.opt_state[0]) if x.ndim > 1]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 3), (8, 4), (4, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 3), (8, 4), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(4, 1), (1, 2)])],
+)
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_mean_of_the_memories_is_kept_and_the_run_goes_on(name: str, before: int, after: int):
     tx = MAKERS[name]()

@@ -17,6 +17,7 @@ import signax
 from workers import MAPPINGS, WORKERS, Mapped, map_workers, worker_mesh
 
 NUM_WORKERS = (1, 2, 3, 5, 8)
+SOME_SLOW = [pytest.param(m, marks=[pytest.mark.slow][: m in (2, 5, 8)]) for m in NUM_WORKERS]
 NUM_STEPS = 20
 SHAPES = {"a": (5,), "b": (3, 8), "c": (), "d": (9,)}  # words: 1, 3, 1, 2; padding in a, c and d
 SIZES = [math.prod(shape) for shape in SHAPES.values()]
@@ -116,7 +117,7 @@ def run(tx: optax.GradientTransformation, rows: jax.Array) -> jax.Array:
     return jax.lax.scan(step, (x, state), rows)[1]
 
 
-@pytest.mark.parametrize("num_workers", NUM_WORKERS)
+@pytest.mark.parametrize("num_workers", SOME_SLOW)
 def test_deterministic_methods_take_the_steps_of_their_papers(num_workers: int):
     rows = random_rows(num_workers)
     on_workers = map_workers(

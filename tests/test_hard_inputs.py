@@ -343,7 +343,10 @@ def check(run: Callable[[], Any], expected: Any) -> None:
         jax.tree.map(np.testing.assert_array_equal, run(), expected)
 
 
-@pytest.mark.parametrize("item", TABLE)
+SLOW = {"2,000 tiny leaves": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("item", [pytest.param(i, marks=SLOW.get(i, ())) for i in TABLE])
 def test_a_hard_input_has_its_expected_value_or_its_error(item: str):
     check(*TABLE[item])
 

@@ -37,10 +37,9 @@ def assert_one_exchange(wire: signax.WireReport, num_scalars: int):
     assert sum(c.elements for c in others) <= num_scalars, wire
 
 
-@pytest.mark.parametrize(("make", "num_leaves"), [
-    (signax.signum, 1), (signax.signum, 20), (signax.signum, 200)])  # fmt: skip
-def test_one_exchange_of_words_is_sent_whatever_the_number_of_leaves(make, num_leaves: int):
-    wire = report(make(0.1, axis_name=WORKERS), num_leaves)
+@pytest.mark.parametrize("num_leaves", [1, 20, pytest.param(200, marks=pytest.mark.slow)])
+def test_one_exchange_of_words_is_sent_whatever_the_number_of_leaves(num_leaves: int):
+    wire = report(signax.signum(0.1, axis_name=WORKERS), num_leaves)
     assert_one_exchange(wire, num_scalars=2)  # the loss and on how many workers it is finite
     # Two bits each way. Each leaf starts a word of its own: at most 7 bits of padding a leaf, one
     # word a slice, and headers of a few bytes.

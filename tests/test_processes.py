@@ -328,6 +328,7 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_end_as_one_that_was_left_alone(tmp_path: Path):
     page = ["train", "--config=page.py", *SHORT]
     output = launched(

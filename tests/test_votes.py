@@ -19,6 +19,7 @@ from workers import MAPPINGS, WORKERS, Mapped, map_workers, run_python
 WIRES = ("packed", "lanes", "float32")
 SIMULATED = ("float32",)  # the wire of simulate_train_step, under vmap: all others must equal it
 NUM_WORKERS = (1, 2, 3, 5, 8)
+SOME_SLOW = [pytest.param(m, marks=[pytest.mark.slow][: m in (2, 5, 8)]) for m in NUM_WORKERS]
 SHAPES = {"kernel": (3, 3), "bias": (5,), "scalar": ()}
 SIZE = 15  # coordinates in SHAPES: no multiple of 8
 
@@ -106,7 +107,7 @@ def has_something_to_say(rows: Rows) -> np.ndarray:
     return reference.is_voter(rows) & (rows != 0).any(axis=1)
 
 
-@pytest.mark.parametrize("num_workers", NUM_WORKERS)
+@pytest.mark.parametrize("num_workers", SOME_SLOW)
 def test_votes_equal_the_reference_on_all_wires_replicas_and_mappings(num_workers: int):
     # One compiled program per mapping; the slow wires on an odd and an even number of workers.
     some = ("lanes", "packed") if num_workers in (3, 8) else ("packed",)
