@@ -330,7 +330,7 @@ def processes_in(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_end_as_one_that_was_left_alone(tmp_path: Path):
-    page = ["train", "--config=page.py", *SHORT]
+    page = ["train", "--config=page.py", "--config.num_steps=30"]  # 20 steps behind the restore
     output = launched(
         "-n", "2", "--restarts=1", "--", *page, "--workdir=two", fault="SIGKILL,1"
     )  # fmt: skip
@@ -341,7 +341,7 @@ def test_two_processes_of_which_one_is_killed_end_as_one_that_was_left_alone(tmp
     assert alone.wait(LIMIT) == 0, alone.communicate()[0]
     alone.communicate()
     assert rows_of("two") == rows_of("one")
-    jax.tree.map(np.testing.assert_array_equal, params_of("two", 20, 2), params_of("one", 20, 2))
+    jax.tree.map(np.testing.assert_array_equal, params_of("two", 30, 2), params_of("one", 30, 2))
 
 
 @pytest.mark.slow

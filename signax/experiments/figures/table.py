@@ -9,6 +9,7 @@ class Entry(NamedTuple):
     module: str  # in this folder; also the stem of the files that it writes
     summary: str
     needs_mnist: bool = False
+    is_the_papers: bool = True  # then `all` makes it, too
 
 
 FIGURES = {
@@ -19,5 +20,7 @@ FIGURES = {
     "counterexample": Entry("counterexample", "who leaves the line of (5)-(6)"),
     "2": Entry("figure_2", "MNIST, split batches: accuracy, gradients with two humps", True),
     "3": Entry("figure_3", "MNIST, standard batches of three sizes", True),
-    "methods": Entry("methods", "MNIST: every method, shuffled and by label", True),
+    "methods": Entry(
+        "methods", "MNIST: every method, by label and shuffled; not in `all`", True, False
+    ),
 }
