@@ -70,6 +70,12 @@ CONTENDERS = {
     "ssdm, shared linf of a leaf": Contender(
         _ssdm(norm="linf", scope="leaf", shared=True), MEAN, _MEAN_OF_SIGNS
     ),
+    "ssdm, shared linf of 256": Contender(
+        _ssdm(norm="linf", scope=256, shared=True), MEAN, _MEAN_OF_SIGNS
+    ),
+    "ssdm, shared linf of 32": Contender(
+        _ssdm(norm="linf", scope=32, shared=True), MEAN, _MEAN_OF_SIGNS
+    ),
     "ssdm, shared running linf": Contender(
         _ssdm(norm="linf", scope="leaf", shared=True, running=True), MEAN, _MEAN_OF_SIGNS
     ),
