@@ -188,6 +188,7 @@ def _draw(rows: list[Row]) -> Figure:
                 textcoords="offset points", fontsize=8, color=color,
             )  # fmt: skip
         ax.set_xscale("log")
+        ax.set_ylim(20, 100)
         ax.set_title(title)
         ax.set_xlabel("sent by one worker [MB]")
         tidy(ax)
