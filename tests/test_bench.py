@@ -254,3 +254,15 @@ def test_the_loop_in_c_packs_what_pack_bits_packs():
     g = jnp.asarray(np.random.default_rng(0).standard_normal(64 * 100, np.float32))
     words = c_loop.packing(g)()  # type: ignore[misc]
     np.testing.assert_array_equal(words.view(np.uint8), signax.pack_bits(g > 0))
+
+
+def test_a_method_of_ones_own_is_a_contestant(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "import signax\n\n\ndef vote(learning_rate, *, axis_name):\n"
+        "    return signax.sign_sgd(learning_rate, axis_name=axis_name)\n"
+    )
+    steps.require_known(("mine:vote", "ssdm"))
+    chosen = steps._chosen(steps.links(), ("mine:vote",))
+    assert {*chosen} == {"float32 pmean", "mine:vote"}
+    with pytest.raises(UsageError, match="mine:vote"):
+        steps.require_known(("mine:votes",))

@@ -15,10 +15,13 @@ from matplotlib.figure import Figure
 import signax
 from signax import theory
 from signax.experiments import cli
+from signax.experiments.errors import UsageError
 from signax.experiments.figures import (
+    contenders,
     counterexample,
     figure_1,
     figure_4,
+    figures_command,
     made,
     rosenbrock_problem,
     theorem4,
@@ -230,3 +233,22 @@ def test_the_quick_version_returns_a_figure_and_its_numbers(name: str):
     assert isinstance(result.figure, Figure)
     for columns in result.tables.values():
         assert len({len(column) for column in columns.values()}) == 1
+
+
+def test_a_method_of_ones_own_takes_part_in_methods_alone(tmp_path: Path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import signax\n\n\ndef vote(learning_rate, *, axis_name):\n"
+        "    return signax.sign_sgd(learning_rate, axis_name=axis_name)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(contenders, "CONTENDERS", dict(contenders.CONTENDERS))
+    contenders.enter("mine:vote")
+    tx = contenders.optimizer("mine:vote", 0.5, 10)
+    update, _ = jax.vmap(
+        lambda g: tx.update(g, tx.init(g)), axis_name="workers", out_axes=(None, 0)
+    )(jnp.array([1.0, 2.0]))
+    assert float(update) == -0.5
+    with pytest.raises(UsageError, match="takes part in `signax figures methods`"):
+        figures_command.main(["4", "mine:vote"])
+    with pytest.raises(UsageError, match="no module named 'nobodys'"):
+        figures_command.main(["methods", "nobodys:vote"])

@@ -84,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--leaves", type=_count, help="of the tree with many leaves; default: 195")
     add("--batch", type=_count, help="examples for each worker; default: 8")
     add("--workers", type=_count, help="devices to use; default: all accelerators, or 4 of the CPU")
-    add("--only", type=_words, help="contestants of the steps whose name holds one of these words")
+    add(
+        "--only",
+        type=_words,
+        help="of the steps: words of names, or package.module:function; by ;",
+    )
     add("--rounds", type=_count, help="at most; default: 15")
     add("--seconds", type=float, help="after which a group begins no new round; default: 60")
     add("--processes", type=_count, help="local processes, joined by gloo")

@@ -20,6 +20,7 @@ from signax.experiments.bench import model
 from signax.experiments.bench.settings import Settings
 from signax.experiments.bench.timing import Call, Group
 from signax.experiments.errors import unknown_name
+from signax.experiments.resolve import resolve
 from signax.experiments.workers import AXIS_NAME
 from signax.wire import _hlo
 
@@ -66,7 +67,9 @@ def require_known(only: tuple[str, ...]) -> None:
     """Raises a `UsageError` for a word that no contestant's name holds."""
     names = [*links(), _FLAT]
     for word in only:
-        if not any(word in name for name in names):
+        if ":" in word:
+            _own(word)
+        elif not any(word in name for name in names):
             raise unknown_name("contestant", word, names)
 
 
@@ -164,12 +167,18 @@ def _notes(compiled: Any, size: int) -> Mapping[str, Any]:
 
 
 def _chosen(contestants: dict[str, Link], only: tuple[str, ...]) -> dict[str, Link]:
-    """Those whose name holds one of the words in `only`; float32 always."""
-    return {
+    """Those whose name holds a word of `only`, float32 always, and `package.module:function`."""
+    known = {
         name: link
         for name, link in contestants.items()
         if not only or name == _FLOAT32 or any(word in name for word in only)
     }
+    return known | {word: _own(word) for word in only if ":" in word}
+
+
+def _own(name: str) -> Link:
+    """The method `package.module:function`, as a contestant."""
+    return _without_step(resolve(name, {})(1.0, axis_name=AXIS_NAME))
 
 
 def _title(size: int, num_leaves: int, mesh: Mesh) -> str:

@@ -26,14 +26,28 @@ def main(argv: Sequence[str]) -> int:
         flags = _parser().parse_args(argv)
     except SystemExit as ended:  # --help
         return int(ended.code or 0)
+    own = [name for name in flags.names if ":" in name]
+    flags.names = [name for name in flags.names if ":" not in name]
     for name in flags.names:
         if name not in (*FIGURES, "all"):
             raise unknown_name("figure", name, (*FIGURES, "all"))
+    if own:
+        _enter(own, flags.names)
     try:
         _make_all(flags) if "all" in flags.names else [_make(n, flags) for n in flags.names]
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _enter(own: Sequence[str], names: Sequence[str]) -> None:
+    """Lets methods of one's own take part in `methods`."""
+    if "methods" not in names:
+        raise UsageError(f"{own[0]}: a method of yours takes part in `signax figures methods`.")
+    from signax.experiments.figures import contenders
+
+    for name in own:
+        contenders.enter(name)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="signax figures",
         description="The paper's figures and claims, measured again. NAME is one of\n\n"
         f"{rows}\n  {'all':<15} the paper's; those of MNIST only where MNIST is at hand\n\n"
-        "Each writes a PNG and the CSV behind it.",
+        "Each writes a PNG and the CSV behind it. With `methods`, package.module:function is a"
+        " method\nof yours that takes part.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -79,7 +79,8 @@ def make(is_quick: bool) -> Made:
     """Tunes and runs every method in every setting."""
     workers.make_mesh(max(setting.num_workers for setting in _SETTINGS))  # before JAX is used
     num_steps = 40 if is_quick else 600
-    names = QUICK if is_quick else tuple(CONTENDERS)
+    own = [name for name in CONTENDERS if ":" in name]
+    names = (*QUICK, *own) if is_quick else tuple(CONTENDERS)
     images = load_images()
     rows = []
     for setting in _SETTINGS[:1] if is_quick else _SETTINGS:
