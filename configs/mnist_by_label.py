@@ -14,7 +14,7 @@ Expect   accuracy after 3,000 steps, mean and sample standard deviation of the t
     ssdm_shared    -        95.79 +- 0.48      94.72 +- 0.32      3.21
     sgd            -        98.96 +- 0.07      97.58 +- 0.06     51.21
 
-    and with a learning rate that decays linearly, without momentum in the dense and two-way methods:
+    and with a linearly decaying learning rate, the last two without momentum:
 
     ssdm_blocks    -        98.17 +- 0.50      96.17 +- 0.32      3.41
     double_squeeze -        98.52 +- 0.20      97.11 +- 0.16      1.62
@@ -23,8 +23,8 @@ Expect   accuracy after 3,000 steps, mean and sample standard deviation of the t
 Learning rates are the best of a grid, by train accuracy with seed 0: 1e-4, 3e-4, 1e-3, 3e-3 for the
 votes; these (with the shared scale without 1e-4), 0.01 and 0.03 for SSDM. The votes and the shared
 scale are best at the largest rate tried. SGD has 0.1, though 0.3 gets 0.9 points more. The last
-three: 0.3, 1, 3 for plain SGD and these with 2 for DoubleSqueeze (3 and 2 diverge); the blocks' rate
-is that of `signax figures methods`.
+three: 1 and 3 for plain SGD, 0.3, 1, 2 and 3 for DoubleSqueeze (2 and 3 diverge); the blocks'
+rate is that of `signax figures methods`.
 """
 
 from signax.experiments import default_config
