@@ -11,7 +11,7 @@ Expect   accuracy after 600 steps, mean and sample standard deviation of the thr
     majority_vote  zero     70.15 +- 4.54      67.04 +- 4.52      3.30
     ssdm           -        57.09 +- 2.32      56.39 +- 1.69      3.30
     ssdm_shared    -        96.59 +- 0.18      96.20 +- 0.64      3.34
-    ef21           -        99.03 +- 0.07      97.69 +- 0.42      3.35
+    ef21           -        99.03 +- 0.07      97.69 +- 0.64      3.35
     sgd            -        99.88 +- 0.04      97.78 +- 0.28     51.25
 
 Learning rates: the better of 0.001 and 0.003 for the votes, of 0.01 and 0.03 for SSDM, by train

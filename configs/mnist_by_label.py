@@ -11,7 +11,7 @@ Expect   accuracy after 3,000 steps, mean and sample standard deviation of the t
     majority_vote  zero     71.80 +- 1.18      71.05 +- 1.07      3.21
     signum         zero     53.93 +- 3.76      52.98 +- 4.12      3.21
     ssdm           -        66.36 +- 1.27      67.32 +- 1.64      3.21
-    ssdm_shared    -        95.79 +- 0.48      94.72 +- 0.32      3.21
+    ssdm_shared    -        95.80 +- 0.49      94.74 +- 0.36      3.21
     sgd            -        98.96 +- 0.07      97.58 +- 0.06     51.21
 
     and with a linearly decaying learning rate, the last two without momentum:

@@ -47,7 +47,7 @@ def scale_by_column_means() -> optax.GradientTransformation:
       passes.
 
     Raises:
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.scale_by_column_means()
@@ -106,7 +106,7 @@ def average_column_means(
     Raises:
       ValueError: For a `down_dtype` that is not floating; at update, if an axis is not bound, or if
         the gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.average_column_means("workers")
@@ -121,8 +121,7 @@ def average_column_means(
     """
     name = "average_column_means"
     _votes.require_choice(on_nonfinite, _votes.OnNonfinite, name, "on_nonfinite")
-    if not jnp.issubdtype(down_dtype, jnp.floating):
-        raise ValueError(f"signax.{name}: down_dtype must be a floating dtype, got {down_dtype}.")
+    _scaled.require_floating(down_dtype, name)
 
     @_workers.in_auto_mode
     def update(updates, state):

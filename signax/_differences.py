@@ -85,9 +85,7 @@ def compressed_differences(
         mean = jax.tree.map(lambda m: m * share.astype(m.dtype), mean)  # over M: see above
         estimate = _moved(state.estimate, said, alpha)
         if on_nonfinite != "propagate":
-            keep = lambda new, old: jnp.where(is_finite, new, old)  # noqa: E731
-            is_finite = _sign.all_finite(said)
-            estimate = jax.tree.map(keep, estimate, state.estimate)
+            estimate = _memory.kept_where(_sign.all_finite(said), estimate, state.estimate)
         is_silent = (share == 0) & (on_nonfinite != "propagate")
         step = jax.tree.map(
             lambda h, m: jnp.where(is_silent, jnp.zeros_like(h), h + m), state.mean_estimate, mean

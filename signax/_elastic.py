@@ -1,8 +1,7 @@
 """Going on with another number of workers: M momenta become M'.
 
 The links average over workers, so what the workers' memories stand for together is their mean. It
-is
-kept: every new worker starts with the mean of the old memories.
+is kept: every new worker starts with the mean of the old memories.
 """
 
 from typing import Any, Literal

@@ -91,8 +91,7 @@ def average_scaled_signs(
     """
     name = "average_scaled_signs"
     _votes.require_choice(on_nonfinite, _votes.OnNonfinite, name, "on_nonfinite")
-    if not jnp.issubdtype(down_dtype, jnp.floating):
-        raise ValueError(f"signax.{name}: down_dtype must be a floating dtype, got {down_dtype}.")
+    require_floating(down_dtype, name)
 
     def init(params):
         residual = None
@@ -222,3 +221,12 @@ def _decode_signs(answers, slices, num_words, updates):
 def _cut(tree: Any, axis_name: _workers.AxisName | None) -> _slices.Slices:
     sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(tree)]
     return _slices.cut(sizes, _workers.num_workers(axis_name))
+
+
+def require_floating(down_dtype: jax.typing.DTypeLike, name: str) -> None:
+    """Raises a `ValueError` for a dtype in which no mean can travel."""
+    if not jnp.issubdtype(down_dtype, jnp.floating):
+        raise ValueError(
+            f"signax.{name}: down_dtype must be a floating dtype, got {down_dtype}. It is what the"
+            ' mean of the workers travels in on its way back: "float32" or "bfloat16".'
+        )

@@ -2,8 +2,7 @@
 
 The problem is a noisy quadratic, f(x) = |x|^2 / 2 in 20 dimensions; worker n sees x plus normal
 noise. A majority of 15 stays right while fewer than half of the signs are wrong. That counts signs,
-not
-workers: where honest signs are themselves nearly coins, a few colluders who know the gradient win.
+not workers: where honest signs are nearly coins, a few colluders who know the gradient win.
 """
 
 import functools

@@ -157,3 +157,44 @@ def test_a_missing_leaf_is_an_error():
     state = tx.init({"a": jnp.zeros(2), "b": jnp.zeros(2)})
     with pytest.raises(ValueError, match="b"):
         tx.update({"a": jnp.zeros(2)}, state)
+
+
+# What users put before a vote. Some of it spreads a NaN over the tree, none of it may hide one.
+BEFORE = {
+    "clip_by_global_norm": optax.clip_by_global_norm(1.0),
+    "adaptive_grad_clip": optax.adaptive_grad_clip(0.1),
+    "normalize_by_update_norm": optax.normalize_by_update_norm(),
+    "add_decayed_weights": optax.add_decayed_weights(0.1),
+    "add_noise": optax.add_noise(0.01, 0.5, jax.random.key(0)),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("before", BEFORE)
+def test_in_a_chain_of_ones_own_a_worker_with_a_nan_is_as_if_it_were_not_there(
+    before: str, bad: float
+):
+    tx = optax.chain(
+        BEFORE[before],
+        signax.abstaining(optax.ema(0.9, debias=False)),
+        signax.majority_vote(WORKERS),
+    )
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
+    rows = {"a": random_gradients(3, 6).reshape(3, 2, 3), "b": random_gradients(3, 4, seed=1)}
+    rows = jax.tree.map(jnp.asarray, rows)
+    spoilt = rows | {"b": rows["b"].at[1, 2].set(bad)}
+
+    def vote(gradients):
+        step = lambda g: tx.update(g, tx.init(params), params)  # noqa: E731
+        return jax.vmap(step, axis_name=WORKERS)(gradients)
+
+    updates, state = vote(spoilt)
+    wanted, _ = vote(jax.tree.map(lambda x: x[jnp.array([0, 2])], rows))
+    for got, want in zip(jax.tree.leaves(updates), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(got, np.broadcast_to(want[:1], got.shape))
+    np.testing.assert_array_equal(state[2].num_abstained, [1, 1, 1])
+    memory = np.concatenate(
+        [np.asarray(x).reshape(3, -1) for x in jax.tree.leaves(state[1].ema)], 1
+    )
+    assert not memory[1].any()  # as it was at the start
+    assert memory[[0, 2]].any(axis=1).all()

@@ -47,9 +47,8 @@ def dense_sgd(
       >>> print(updates)
       [-0.1  0.2]
     """
-    trace = [] if momentum is None else [optax.trace(momentum, accumulator_dtype=accumulator_dtype)]
     return optax.chain(
         _votes.average_gradients(axis_name, on_nonfinite=on_nonfinite),
-        *trace,
+        *_steps.heavy_ball(momentum, accumulator_dtype),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )

@@ -81,7 +81,7 @@ def ef21(
       ValueError: For beta outside [0, 1), an unknown scope or wire, or another wire than "packed"
         with `shared=False`; at update, for an unbound axis or gradients already summed over the
         workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.ef21(0.5, beta=0.5)
@@ -180,7 +180,7 @@ def diana(
       ValueError: For alpha outside (0, 1], an unknown scale or wire, or own scales with blocks or
         another wire than "packed"; at update, for an unbound axis or gradients already summed over
         the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.diana(0.5, alpha=0.5)
@@ -207,12 +207,11 @@ def diana(
     compressor = _differences.Compressor(
         functools.partial(_stochastic.init_state, key=key, scale=scale), say, is_shared
     )
-    trace = [] if momentum is None else [optax.trace(momentum, accumulator_dtype=accumulator_dtype)]  # pyright: ignore[reportArgumentType]
     return optax.chain(
         _differences.compressed_differences(
             compressor, alpha, axis_name, key, wire, on_nonfinite, "diana"
         ),
-        *trace,
+        *_steps.heavy_ball(momentum, accumulator_dtype),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
 

@@ -56,7 +56,7 @@ def one_bit_sgd(
     Raises:
       ValueError: For a `down_dtype` that is not floating; at update, for an unbound axis or
         gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.one_bit_sgd(0.5)
@@ -72,10 +72,9 @@ def one_bit_sgd(
     feedback = _feedback.error_feedback(
         _columns.scale_by_column_means(), accumulator_dtype=accumulator_dtype
     )
-    trace = [] if momentum is None else [optax.trace(momentum, accumulator_dtype=accumulator_dtype)]
     return optax.chain(
         _memory.guarded(feedback, on_nonfinite),
         _columns.average_column_means(axis_name, down_dtype=down_dtype, on_nonfinite=on_nonfinite),
-        *trace,
+        *_steps.heavy_ball(momentum, accumulator_dtype),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )

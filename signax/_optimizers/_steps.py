@@ -30,6 +30,15 @@ def common_step_in_units(
     return [optax.add_decayed_weights(decay, mask), optax.scale(-1.0)]
 
 
+def heavy_ball(
+    momentum: jax.typing.ArrayLike | None, accumulator_dtype: Any | None
+) -> list[optax.GradientTransformation]:
+    """A trace behind the network, or no link."""
+    if momentum is None:
+        return []
+    return [optax.trace(momentum, accumulator_dtype=accumulator_dtype)]  # pyright: ignore[reportArgumentType]
+
+
 def at(value: optax.ScalarOrSchedule, count: jax.Array) -> Any:
     return value(count) if callable(value) else value
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from signax import _rules, _workers
+from signax import _scaled, _workers
 from signax.wire import _ballot, _server, _slices
 
-# bytes uint8[S, B] and the leaf's scale float32[S, 1] -> values float32[S, 8]
+# bytes uint8[S, B] and the leaf's scale float32[S, 1] -> values float32[S, 8], linear in the scale:
+# the scale of a worker who abstains is 0, and all are divided by a power of two before they add up
 Decode = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -50,27 +50,19 @@ def mean(
 
     def answer(received: _server.Received):
         leaf = _slices.leaf_of_words(slices, _workers.worker_index(axis_name))
-        # A power of two keeps M numbers of 3e38 from adding up to infinity, and changes no bit.
-        unit = 2.0 ** num_workers.bit_length()
 
         def said(row):
-            value, scale, is_present = row
-            value = decode(value.reshape(-1, width), scale[leaf][:, None]) / unit
-            return jnp.where(is_present, value, 0.0)
+            value, scale = row
+            return decode(value.reshape(-1, width), scale[leaf][:, None])
 
-        rows = received.bits, received.scales[:, :-1], received.scales[:, -1] > 0
-        first, rest = jax.tree.map(lambda x: x[0], rows), jax.tree.map(lambda x: x[1:], rows)
-        add = lambda total, row: (total + said(row), None)  # noqa: E731
-        total, _ = jax.lax.scan(add, said(first), rest, unroll=min(16, max(1, num_workers - 1)))
-        average = _rules.mean_over_voters(total, received.voters, jnp.float32) * unit
-        parts = average.astype(down_dtype), received.voters
-        return jnp.concatenate([_server.to_bytes(part) for part in parts]), None
+        average = _scaled.mean_of_workers(said, received)
+        return _scaled.with_voters(average.astype(down_dtype), received.voters), None
 
     answers, _ = _server.serve(
         words.reshape(-1),
-        jnp.append(scales, 1.0),
+        scales,
         is_voting,
-        _with_presence(slices, width, len(payloads)),
+        slices._replace(num_words=width * slices.num_words),
         answer,
         axis_name,
     )
@@ -79,17 +71,5 @@ def mean(
     return _ballot.unpack([means], like, _cut_leaf), voters
 
 
-def _with_presence(slices: _slices.Slices, width: int, num_leaves: int) -> _slices.Slices:
-    """Slices of `width` bytes a word, with one more scale: 1, or 0 if the worker is absent."""
-    leaf = np.pad(slices.leaf, ((0, 0), (0, 1)), constant_values=num_leaves)
-    return slices._replace(num_words=width * slices.num_words, leaf=leaf)
-
-
 def _cut_leaf(planes, size, dtype):
     return planes[0].reshape(-1)[:size].astype(dtype)
-
-
-def require_floating(dtype: jax.typing.DTypeLike, name: str) -> None:
-    """Raises a `ValueError` for a dtype in which no mean can travel."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"signax.{name}: down_dtype must be a floating dtype, got {dtype}.")

@@ -42,7 +42,7 @@ def bfloat16_sgd(
 
     Raises:
       ValueError: At update, for an unbound axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.bfloat16_sgd(0.5)
@@ -52,7 +52,7 @@ def bfloat16_sgd(
     """
     return optax.chain(
         _rounded.average_bfloat16(axis_name, on_nonfinite=on_nonfinite),
-        *_traced(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
 
@@ -92,9 +92,9 @@ def qsgd(
       The transformation: `average_quantized` and a step.
 
     Raises:
-      ValueError: For levels, norm or dtype that cannot be. At
-        update, for an unbound axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      ValueError: For levels, norm or dtype that cannot be; at update, for an unbound axis or
+        gradients already summed over the workers.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.qsgd(0.5, norm="linf")
@@ -116,7 +116,7 @@ def qsgd(
     )
     return optax.chain(
         link,
-        *_traced(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
 
@@ -158,9 +158,9 @@ def tern_grad(
       goes down is the mean in full.
 
     Raises:
-      ValueError: For a dtype or clip_sigmas that cannot be. At
-        update, for an unbound axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      ValueError: For a dtype or clip_sigmas that cannot be; at update, for an unbound axis or
+        gradients already summed over the workers.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.tern_grad(0.5)
@@ -184,13 +184,9 @@ def tern_grad(
     return optax.chain(
         *clip,
         link,
-        *_traced(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
-
-
-def _traced(momentum: float | None, dtype: Any | None) -> list[optax.GradientTransformation]:
-    return [] if momentum is None else [optax.trace(momentum, accumulator_dtype=dtype)]
 
 
 def _clip_at_sigmas(c: float) -> optax.GradientTransformation:

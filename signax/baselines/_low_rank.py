@@ -61,7 +61,7 @@ def average_low_rank(
     Raises:
       ValueError: For a rank that is not a positive integer; at update, if an axis is not bound, or
         if the gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.average_low_rank(None, rank=1)

@@ -45,9 +45,9 @@ def power_sgd(
       The transformation: `average_low_rank` and a step.
 
     Raises:
-      ValueError: For a rank that is not a positive integer. At
-        update, for an unbound axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      ValueError: For a rank that is not a positive integer; at update, for an unbound axis or
+        gradients already summed over the workers.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.power_sgd(0.5, rank=1)
@@ -105,9 +105,9 @@ def random_k_sgd(
       The transformation: `average_random_k` and a step.
 
     Raises:
-      ValueError: For a fraction outside (0, 1]. At
-        update, for an unbound axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      ValueError: For a fraction outside (0, 1]; at update, for an unbound axis or
+        gradients already summed over the workers.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.random_k_sgd(0.5, fraction=0.5)
@@ -165,9 +165,9 @@ def top_k_sgd(
       The transformation: `average_top_k` and a step.
 
     Raises:
-      ValueError: For a fraction outside (0, 1]. At
-        update, for an unbound axis or gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype.
+      ValueError: For a fraction outside (0, 1]; at update, for an unbound axis or
+        gradients already summed over the workers.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.top_k_sgd(0.5, fraction=0.25)

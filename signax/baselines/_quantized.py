@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _votes, _workers
+from signax import _scaled, _votes, _workers
 from signax.baselines import _exchange, _link
 from signax.signs import _random, _scales
 from signax.wire import _bits
@@ -65,7 +65,7 @@ def average_quantized(
     Raises:
       ValueError: For levels, norm or dtype that cannot be; at update, if an axis is not bound, or
         if the gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.average_quantized(None, levels=1, norm="linf")
@@ -83,7 +83,7 @@ def average_quantized(
         raise ValueError(f"signax.{name}: levels must be at most 127 (8 bits), got {levels}.")
     if norm not in get_args(Norm):
         raise ValueError(f"signax.{name}: unknown norm {norm!r}; choose one of {get_args(Norm)}.")
-    _exchange.require_floating(down_dtype, name)
+    _scaled.require_floating(down_dtype, name)
     num_bits = (2 * levels).bit_length()
 
     def exchange(updates, is_voting, state):

@@ -32,7 +32,7 @@ def average_bfloat16(
 
     Raises:
       ValueError: At update, if an axis is not bound, or if the gradients were already summed.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.average_bfloat16("workers")
@@ -67,5 +67,4 @@ def _bytes(leaf: jax.Array) -> jax.Array:
 
 
 def _decode(words: jax.Array, scale: jax.Array) -> jax.Array:
-    del scale
-    return _server.from_bytes(words, jnp.bfloat16).astype(jnp.float32)
+    return _server.from_bytes(words, jnp.bfloat16).astype(jnp.float32) * scale

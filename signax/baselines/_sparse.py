@@ -58,7 +58,7 @@ def average_random_k(
     Raises:
       ValueError: For a fraction outside (0, 1]; at update, if an axis is not bound, or if the
         gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.average_random_k(None, fraction=0.5)
@@ -133,7 +133,7 @@ def average_top_k(
     Raises:
       ValueError: For a fraction outside (0, 1]; at update, if an axis is not bound, or if the
         gradients were already summed over the workers.
-      TypeError: If a leaf is not of a floating dtype.
+      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.baselines.average_top_k(None, fraction=0.25)
@@ -196,9 +196,8 @@ def _sum_of_rows(rows: jax.Array, sizes: list[int], leaves: list[jax.Array]) -> 
 
 
 def _num_kept(size: int, fraction: float) -> int:
-    return min(
-        size, max(1, math.ceil(round(fraction * size, 6)))
-    )  # 0.07 * 100 is 7.000000000000001
+    exact = round(fraction * size, 6)  # 0.07 * 100 is 7.000000000000001
+    return min(size, max(1, math.ceil(exact)))
 
 
 def _choose(words: jax.Array, size: int, fraction: float) -> jax.Array:

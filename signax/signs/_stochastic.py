@@ -123,6 +123,12 @@ def scale_by_stochastic_sign(
       >>> print(updates["w"][1])
       1.0
 
+      A number for a scale is sto-sign, with its b: P(+1) = 1/2 + g/(2b), cut to [0, 1].
+
+      >>> sto_sign = signax.scale_by_stochastic_sign(0, axis_name=None, scale=2.0)
+      >>> print(sto_sign.update(jnp.array([2.0, -9.0]), sto_sign.init(jnp.zeros(2)))[0])
+      [ 1. -1.]
+
     References:
       Safaryan and Richtarik, Stochastic Sign Descent Methods, 2021, arXiv:1905.12938, Definition 3.
 
