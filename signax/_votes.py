@@ -24,7 +24,7 @@ import optax
 
 from signax import _rules, _workers
 from signax.signs import _random, _sign
-from signax.wire import _ballot, _server
+from signax.wire import _ballot, _owners, _server
 
 OnNonfinite = Literal["abstain", "propagate", "error"]
 
@@ -47,6 +47,7 @@ def majority_vote(
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
     on_nonfinite: OnNonfinite = "abstain",
+    out_specs: Any = None,
 ) -> optax.GradientTransformation:
     r"""Every coordinate moves the way that most workers want it to.
 
@@ -66,6 +67,11 @@ def majority_vote(
         "error": the step raises a `FloatingPointError` that says how many workers it was (a host
         callback at each step: for finding the cause, not for long runs). With the last two a tree
         that is zero everywhere is a vote like any other.
+      out_specs: Where the result is needed, as in `jax.shard_map`: None, by every worker, or a tree
+        (or a prefix of one) of `PartitionSpec`. A leaf with `P("workers")`, cut along that
+        dimension, comes back as this worker's piece alone, because the worker keeps only this piece
+        of the parameter (ZeRO, FSDP over the voting axis): nothing is sent down for it. `P()`
+        leaves come back whole. Without effect for one worker.
 
     Returns:
       A transformation that takes any updates, raw or signs, of floating dtype, and returns -1, 0 or
@@ -74,8 +80,8 @@ def majority_vote(
       subnormal numbers, as on CPU, they are zeros. An empty tree passes.
 
     Raises:
-      ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, or if the
-        gradients were already summed over the workers.
+      ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, if the gradients
+        were already summed over the workers, or if `out_specs` asks for unequal pieces.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
@@ -90,7 +96,9 @@ def majority_vote(
       Bernstein et al., signSGD with Majority Vote is Communication Efficient and Fault Tolerant,
       2019, arXiv:1810.05291; Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 2.
     """
-    return _vote("majority_vote", _rules.MAJORITY, axis_name, ties, key, wire, on_nonfinite)
+    return _vote(
+        "majority_vote", _rules.MAJORITY, axis_name, ties, key, wire, on_nonfinite, out_specs
+    )
 
 
 def average_signs(
@@ -100,6 +108,7 @@ def average_signs(
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
     on_nonfinite: OnNonfinite = "abstain",
+    out_specs: Any = None,
 ) -> optax.GradientTransformation:
     r"""Every coordinate moves by the mean of the workers' signs: the main step of SSDM.
 
@@ -115,6 +124,7 @@ def average_signs(
       key: An integer seed or a PRNG key for the coins, the same on all workers.
       wire: "packed", "lanes" or "float32", as for `majority_vote`.
       on_nonfinite: "abstain", "propagate" or "error", as for `majority_vote`.
+      out_specs: Where the result is needed, as for `majority_vote`.
 
     Returns:
       A transformation that takes any updates, raw or signs, of floating dtype, and returns values
@@ -122,8 +132,8 @@ def average_signs(
       errors are those of `majority_vote`.
 
     Raises:
-      ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, or if the
-        gradients were already summed over the workers.
+      ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, if the gradients
+        were already summed over the workers, or if `out_specs` asks for unequal pieces.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
@@ -137,7 +147,9 @@ def average_signs(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Algorithm 3, lines 9 and 11.
     """
-    return _vote("average_signs", _rules.AVERAGE, axis_name, ties, key, wire, on_nonfinite)
+    return _vote(
+        "average_signs", _rules.AVERAGE, axis_name, ties, key, wire, on_nonfinite, out_specs
+    )
 
 
 def average_gradients(
@@ -194,6 +206,7 @@ def _vote(
     key: jax.typing.ArrayLike,
     wire: _server.Wire,
     on_nonfinite: OnNonfinite,
+    out_specs: Any,
 ) -> optax.GradientTransformation:
     """Pack the signs, count them on the servers, decide there, unpack the result."""
     require_choice(ties, _rules.Ties, name, "ties")
@@ -209,26 +222,42 @@ def _vote(
             nothing = jax.tree.map(lambda u: jnp.zeros(jnp.shape(u), jnp.result_type(u)), updates)
             return nothing, state._replace(count=state.count + 1)
         with jax.named_scope(f"signax.{name}"):
-            num_workers = _workers.num_workers(axis_name)
             own_coins, tie_coins = make_coins(state, updates, axis_name)
             ballot = _ballot.pack(updates)
             is_voting = ballot.is_finite & (~ballot.is_zero | (on_nonfinite != "abstain"))
             planes = _cast(ballot, is_voting, ties, own_coins)
-
-            def decide(counts, voters, offset):
-                coins = functools.partial(tie_coins, counts[0].size, offset)
-                return rule.decide(counts, len(planes) * num_workers, voters, coins)
-
-            results, voters = _server.tally(planes, is_voting, decide, axis_name, wire)
-
-            def decode(planes, size, dtype):
-                return rule.decode(planes, num_workers, voters, size, dtype)
-
-            signs = _ballot.unpack(results, updates, decode)
-            signs = handle_nonfinite(signs, num_workers - voters, on_nonfinite, name)
+            shards = _owners.shards_of(updates, out_specs, axis_name, name)
+            signs, voters = _decided(
+                rule, planes, is_voting, updates, tie_coins, shards, axis_name, wire
+            )
+            num_absent = _workers.num_workers(axis_name) - voters
+            signs = handle_nonfinite(signs, num_absent, on_nonfinite, name)
             return signs, next_state(state, voters, axis_name)
 
     return optax.GradientTransformation(functools.partial(init_state, key=key), update)
+
+
+def _decided(rule, planes, is_voting, updates, tie_coins, shards, axis_name, wire):
+    """The planes counted and decided on: the result as a tree, and the number of voters."""
+    num_workers = _workers.num_workers(axis_name)
+
+    def decide(counts, voters, coins):
+        return rule.decide(counts, len(planes) * num_workers, voters, coins)
+
+    def decode(planes, size, dtype, voters):
+        return rule.decode(planes, num_workers, voters, size, dtype)
+
+    if shards and _server.in_use(wire) == "packed":
+        return _owners.tally(
+            planes, is_voting, updates, shards, tie_coins, decide, decode, axis_name
+        )
+
+    def decide_slice(counts, voters, offset):
+        return decide(counts, voters, functools.partial(tie_coins, counts[0].size, offset))
+
+    results, voters = _server.tally(planes, is_voting, decide_slice, axis_name, wire)
+    signs = _ballot.unpack(results, updates, functools.partial(decode, voters=voters))
+    return _owners.own_parts(signs, shards, axis_name), voters
 
 
 def _cast(
@@ -252,7 +281,7 @@ def make_coins(state: Any, updates: Any, axis_name: _workers.AxisName | None):
     """Random words for a worker's own zeros and for ties, by position in the packed buffer."""
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
 
-    def words(tag, worker, size, offset=0):
+    def words(tag, worker, size, offset: jax.typing.ArrayLike = 0):
         # The paths make the coins of two votes over parts of one tree independent.
         link = _random.link_words(state.key, tag, state.count, worker)
         words = _random.leaf_words(link, ["\n".join(paths)])[0]

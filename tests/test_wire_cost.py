@@ -88,3 +88,27 @@ def test_the_branches_of_a_warm_up_are_told_apart():
     assert report.of_branch(0).bits_per_coordinate == pytest.approx(2 * 7 / 8, abs=rest)
     assert report.of_branch(1).bits_per_coordinate == pytest.approx(64 * 7 / 8, abs=rest)
     assert report.bits_per_coordinate == pytest.approx(66 * 7 / 8, abs=2 * rest)
+
+
+def test_a_host_sends_the_bits_of_all_its_devices_whatever_their_number():
+    for num_hosts in (2, 4):
+        mesh = jax.make_mesh(
+            (num_hosts, 8 // num_hosts), ("hosts", "devices"), (jax.sharding.AxisType.Auto,) * 2
+        )
+        tx = signax.majority_vote("hosts", ties="random")
+
+        def vote(gradients, tx=tx):  # each device's own shard of its host's gradient
+            return tx.update(gradients[0], tx.init(gradients))[0]
+
+        rows = jax.P("hosts", "devices")
+        on_shards = jax.shard_map(vote, mesh=mesh, in_specs=rows, out_specs=jax.P("devices"))
+        gradients = jax.ShapeDtypeStruct((num_hosts, SIZE), jnp.float32)
+        report = signax.wire_bits(on_shards, gradients, num_coordinates=SIZE)
+        across = report.across("hosts", mesh)
+        share = (num_hosts - 1) / num_hosts
+        assert across.bits_per_coordinate == pytest.approx(2 * share, abs=SLACK)
+        assert across.num_collectives == 2
+        assert "sent per place along 'hosts'" in str(across)
+        assert not report.across("devices", mesh).collectives
+    with pytest.raises(ValueError, match="has no axis 'rack'"):
+        report.across("rack", mesh)

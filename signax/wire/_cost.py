@@ -16,7 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
+from signax import _workers
 from signax.wire import _hlo
 
 
@@ -26,6 +29,8 @@ class WireReport:
 
     collectives: tuple[_hlo.Collective, ...]
     num_coordinates: int | None = None
+    sender: str = "worker"  # whose bits these are: a worker's (one device's), or a group's of them
+    whole: int | None = None  # the coordinates of whole arrays, where one device holds a part
 
     @property
     def bits(self) -> float:
@@ -55,6 +60,50 @@ class WireReport:
         kept = tuple(c for c in self.collectives if c.branch in (None, branch))
         return dataclasses.replace(self, collectives=kept)
 
+    def across(self, axis_name: _workers.AxisName, mesh: Mesh | AbstractMesh) -> "WireReport":
+        """What crosses from one place along a mesh axis to another, such as from host to host.
+
+        Args:
+          axis_name: The axis whose links count, or a tuple of axes: `"hosts"`.
+          mesh: The mesh that the function was compiled for.
+
+        Returns:
+          A report of the collectives in whose groups devices at different places along the axis
+          meet. The bits are those that all devices at one place send together (the link of one
+          host), and `bits_per_coordinate` divides them by the coordinates of the whole arrays. A
+          collective over the other axes too is counted whole: which of its rings cross is the
+          network's choice.
+
+        Raises:
+          ValueError: If the mesh has no such axis.
+
+        Example:
+          >>> hosts = jax.make_mesh((2, 4), ("hosts", "devices"), (jax.sharding.AxisType.Auto,) * 2)
+          >>> mean = jax.shard_map(
+          ...   lambda x: jax.lax.pmean(jax.lax.pmean(x, "devices"), "hosts"), mesh=hosts,
+          ...   in_specs=jax.P(("hosts", "devices")), out_specs=jax.P())
+          >>> print(signax.wire_bits(mean, jnp.zeros(8)).across("hosts", hosts).num_collectives)
+          1
+        """
+        axes = _workers.axes_of(axis_name)
+        if missing := [axis for axis in axes if axis not in mesh.axis_names]:
+            raise ValueError(f"across: the mesh {dict(mesh.shape)} has no axis {missing[0]!r}.")
+        sizes = tuple(mesh.shape[axis] for axis in mesh.axis_names)
+        index = np.unravel_index(np.arange(math.prod(sizes)), sizes)
+        place = np.stack([index[mesh.axis_names.index(axis)] for axis in axes], axis=1)
+        num_senders = math.prod(sizes) // math.prod(mesh.shape[axis] for axis in axes)
+
+        def crosses(c: _hlo.Collective) -> bool:
+            return any(len(np.unique(place[list(group)], axis=0)) > 1 for group in c.groups)
+
+        kept = [
+            dataclasses.replace(c, bits=c.bits * num_senders)
+            for c in self.collectives
+            if crosses(c)
+        ]
+        where = f"place along {axis_name!r}"
+        return WireReport(tuple(kept), self.whole or self.num_coordinates, where, self.whole)
+
     def __str__(self) -> str:
         if not self.collectives:
             return "no collectives: one worker, or workers simulated by vmap on one device"
@@ -66,7 +115,9 @@ class WireReport:
             rows.append((c.kind, operand, str(c.times), str(c.group_size), sent, _short(c.scope)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines.append(f"{self.num_collectives} collectives, {self.bits:,.0f} bits sent per worker")
+        lines.append(
+            f"{self.num_collectives} collectives, {self.bits:,.0f} bits sent per {self.sender}"
+        )
         if self.num_coordinates:
             per = self.bits_per_coordinate
             lines[-1] += f", {per:.4g} per coordinate (d = {self.num_coordinates:,})"
@@ -112,9 +163,10 @@ def wire_bits(
         raise ValueError(
             f"The {jax.default_backend()} backend shows no HLO text to read bits from."
         )
+    here, whole = num_coordinates, num_coordinates
     if num_coordinates is None:
-        num_coordinates = _floats_per_device(compiled)
-    return WireReport(tuple(_hlo.read_collectives(text)), num_coordinates)
+        here, whole = _num_floats(compiled)
+    return WireReport(tuple(_hlo.read_collectives(text)), here, whole=whole)
 
 
 def majority_bits(num_workers: int, ties: str = "zero") -> float:
@@ -133,10 +185,11 @@ def dense_bits(num_workers: int, bits: int = 32) -> float:
     return 2 * bits * (num_workers - 1) / num_workers
 
 
-def _floats_per_device(compiled: Any) -> int | None:
+def _num_floats(compiled: Any) -> tuple[int | None, int | None]:
+    """The floats of the first argument: those that one device holds, and all of them."""
     infos, shardings = compiled.args_info[0], compiled.input_shardings[0]
     if not infos:
-        return None
+        return None, None
     info, sharding = infos[0], shardings[0]
     if hasattr(info, "params"):
         info, sharding = info.params, sharding.params
@@ -146,11 +199,12 @@ def _floats_per_device(compiled: Any) -> int | None:
         jax.tree.leaves(sharding, is_leaf=is_none),
         strict=True,
     )
-    total = 0
+    here = whole = 0
     for leaf, how in leaves:
         if leaf is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
-            total += math.prod(how.shard_shape(leaf.shape) if how else leaf.shape)
-    return total or None
+            here += math.prod(how.shard_shape(leaf.shape) if how else leaf.shape)
+            whole += math.prod(leaf.shape)
+    return here or None, whole or None
 
 
 def _short(scope: str) -> str:

@@ -58,6 +58,11 @@ def traced_with_wire(wire: Wire) -> Iterator[None]:
         _override.reset(token)
 
 
+def in_use(wire: Wire) -> Wire:
+    """The wire that an exchange traced here uses if its link asks for `wire`."""
+    return _override.get() or wire
+
+
 def tally(
     planes: Sequence[jax.Array],
     is_voting: jax.Array,
@@ -78,7 +83,7 @@ def tally(
     Returns:
       The result planes of W words and the number of voters (int32), both equal on all workers.
     """
-    exchange = {"packed": _packed, "lanes": _lanes, "float32": _float32}[_override.get() or wire]
+    exchange = {"packed": _packed, "lanes": _lanes, "float32": _float32}[in_use(wire)]
     # Without the barriers XLA recomputes whatever produced the bits: once per slice of the
     # exchange, or with one worker once per coordinate where the words are unpacked.
     planes = jax.lax.optimization_barrier(tuple(planes))
@@ -93,20 +98,37 @@ def _packed(planes, is_voting, decide, axis_name):
     num_workers, size = _workers.num_workers(axis_name), planes[0].size
     slice_size = -(-size // num_workers)
     rows = jnp.stack([_rows(p, num_workers, slice_size) for p in planes], axis=1)  # [M, P, S]
+    counts, voters = counts_of_slice(rows, is_voting, axis_name)
+    offset = _workers.worker_index(axis_name) * slice_size
+    decided = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
+    results, voters = gather_slices(decided, voters, axis_name)
+    return [plane[:size] for plane in results], voters
+
+
+def counts_of_slice(
+    rows: jax.Array, is_voting: jax.Array, axis_name: _workers.AxisName
+) -> tuple[Sequence[jax.Array], jax.Array]:
+    """Sends row j, uint8[P, S], to server j; the counts there, S words, and who is counted."""
+    num_workers, num_planes, size = rows.shape
     header = jnp.full((num_workers, 1), is_voting, jnp.uint8)
     received = _scatter(
         jnp.concatenate([rows.reshape(num_workers, -1), header], axis=1), axis_name
     )  # [M, P*S + 1]
     voters = jnp.sum(received[:, -1], dtype=jnp.int32)
-    rows = received[:, :-1].reshape(num_workers * len(planes), slice_size)  # of all planes
-    counts = _bits.count_planes(rows)
-    offset = _workers.worker_index(axis_name) * slice_size
-    decided = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
+    rows = received[:, :-1].reshape(num_workers * num_planes, size)  # of all planes
+    return _bits.count_planes(rows), voters
+
+
+def gather_slices(
+    decided: jax.Array, voters: jax.Array, axis_name: _workers.AxisName
+) -> tuple[jax.Array, jax.Array]:
+    """All servers' decisions, uint8[R, S] -> uint8[R, M*S], and the number of voters."""
     payload = jnp.concatenate([decided.reshape(-1), to_bytes(voters)])
     gathered = gather(payload, axis_name)  # [M, R*S + header]
     results, headers = jnp.split(gathered, [decided.size], axis=1)
-    results = results.reshape(num_workers, *decided.shape).swapaxes(0, 1)  # [R, M, S]
-    return [plane.reshape(-1)[:size] for plane in results], from_bytes(headers[0], jnp.int32)[0]
+    results = results.reshape(len(gathered), *decided.shape).swapaxes(0, 1)  # [R, M, S]
+    results = results.reshape(len(decided), len(gathered) * decided.shape[1])
+    return results, from_bytes(headers[0], jnp.int32)[0]
 
 
 def serve(
