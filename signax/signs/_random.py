@@ -82,6 +82,7 @@ def random_words(words: jax.Array, size: int, offset: jax.typing.ArrayLike = 0) 
     return x ^ (x >> 14)
 
 
+@jax.jit  # traced once for each shape: its hundred operations cost more to trace than to run
 def threefry(words: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """Threefry-2x32 with 20 rounds of the counter (x, y) under the key `words`; [..., 2]."""
     keys = (words[0], words[1], words[0] ^ words[1] ^ jnp.uint32(_PARITY))
