@@ -1,4 +1,4 @@
-"""The blocks of README.md and CONTRIBUTING.md run as printed, and each fits on a screen.
+"""The blocks of README.md, docs/ and CONTRIBUTING.md run as printed, and each fits on a screen.
 
 A block that is run stands below a comment that names it:
 
@@ -18,17 +18,21 @@ import pytest
 from workers import run_python
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
-TEXT = README + CONTRIBUTING
+TEXT = "\n".join(page.read_text() for page in PAGES)
 MARKED = re.compile(r"<!-- test: (?P<name>[\w-]+) -->\s*```python\n(?P<code>.*?)```", re.DOTALL)
 BLOCKS = {match["name"]: match["code"] for match in MARKED.finditer(TEXT)}
 LOOPS = ("make_train_step", "shard_map", "vmap", "nnx", "linen", "pmap")
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_the_readme_shows_a_loop_for(name: str):
-    assert name in BLOCKS, f"README.md has no python block below <!-- test: {name} -->"
+def test_the_documentation_shows_a_loop_for(name: str):
+    assert name in BLOCKS, f"README.md and docs/ have no python block below <!-- test: {name} -->"
+
+
+def test_the_readme_is_a_front_page():
+    assert len(PAGES[0].read_text().splitlines()) <= 270
 
 
 def test_every_marker_stands_above_a_python_block():
