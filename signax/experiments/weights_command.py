@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def row(method: str, num_steps: int) -> Row:
-    """Runs one method on both problems, the step size falling as 4 / (k + 80), and once constant."""
+    """Runs one method on both problems with a falling step, and once with a constant one."""
     make = METHODS[method]
     decaying, constant = (
         make(step, axis_name=_AXIS) for step in (lambda k: 4.0 / (k + 80.0), CONSTANT_STEP)

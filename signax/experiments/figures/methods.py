@@ -46,6 +46,19 @@ _KINDS = dict.fromkeys(contender.kind for contender in CONTENDERS.values())
 _COLORS = dict(
     zip(_KINDS, ("black", "tab:blue", "tab:green", "tab:red", "tab:orange"), strict=True)
 )
+# The points that have a name: in which panels, and where it stands, in points to the right and up.
+_NAMED = {
+    "SGD, momentum": ("SGD, momentum", (0, 1), (-8, 9)),
+    "signum, random ties": ("Signum,\nrandom ties", (0, 1), (-6, 0)),
+    "sign_sgd": ("signSGD", (0,), (6, 0)),
+    "noisy_sign_sgd": ("noisy signSGD", (0,), (6, -3)),
+    "ssdm, as printed": ("SSDM, as printed", (0, 1), (6, 0)),
+    "ssdm, norms sent": ("SSDM, norms sent", (0, 1), (-6, 0)),
+    "ssdm, shared linf of 256": ("SSDM, shared scales", (0, 1), (7, -3)),
+    "double_squeeze": ("DoubleSqueeze", (0,), (-2, 9)),
+    "one_bit_adam": ("1-bit Adam", (0,), (6, 0)),
+    "random_k_sgd, 1 %": ("random 1 %", (0, 1), (6, 0)),
+}
 
 
 class Setting(NamedTuple):
@@ -175,31 +188,36 @@ def _mean(row: Row) -> float:
 
 
 def _draw(rows: list[Row]) -> Figure:
-    titles = list(dict.fromkeys(row.setting for row in rows))
-    names = list(dict.fromkeys(row.method for row in rows))
-    figure = Figure(figsize=(4.2 * len(titles) + 2.6, 5.4), layout="constrained")
+    titles = list(dict.fromkeys(row.setting for row in rows))[:2]  # the third is in the table
+    figure = Figure(figsize=(5 * len(titles), 4.2), layout="constrained")
     panels: Any = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
-    for ax, title in zip(panels, titles, strict=True):
+    for panel, (ax, title) in enumerate(zip(panels, titles, strict=True)):
         for row in (row for row in rows if row.setting == title):
-            color = _COLORS[CONTENDERS[row.method].kind]
-            y, spread = row.test_accuracy.mean(), row.test_accuracy.std(ddof=1)
-            ax.errorbar(row.megabytes, y, spread, fmt="o", ms=4, color=color, capsize=2)
-            ax.annotate(
-                str(1 + names.index(row.method)), (row.megabytes, y), (4, 3),
-                textcoords="offset points", fontsize=8, color=color,
-            )  # fmt: skip
+            _point(ax, row, panel)
         ax.set_xscale("log")
+        ax.set_xlim(1.5, 600)
         ax.set_ylim(20, 100)
         ax.set_title(title)
         ax.set_xlabel("sent by one worker [MB]")
         tidy(ax)
     panels[0].set_ylabel("test accuracy [%]")
-    handles = [
-        panels[0].plot([], [], "o", ms=4, color=_COLORS[CONTENDERS[name].kind])[0] for name in names
-    ]
-    labels = [f"{i} {name}" for i, name in enumerate(names, 1)]
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    for kind, color in _COLORS.items():
+        panels[-1].plot([], [], "o", ms=4, color=color, label=kind)
+    panels[-1].legend(loc="lower right", fontsize=8)
     return figure
+
+
+def _point(ax: Any, row: Row, panel: int) -> None:
+    """The mean and its deviation; a name where there is room for one."""
+    color = _COLORS[CONTENDERS[row.method].kind]
+    y, spread = row.test_accuracy.mean(), row.test_accuracy.std(ddof=1)
+    ax.errorbar(row.megabytes, y, spread, fmt="o", ms=4, color=color, capsize=2)
+    name, panels, offset = _NAMED.get(row.method, (row.method, (0, 1), (6, 0)))
+    if panel in panels and (row.method in _NAMED or ":" in row.method):  # or one's own
+        ax.annotate(
+            name, (row.megabytes, y), offset, textcoords="offset points",
+            fontsize=8, color=color, ha="left" if offset[0] > 0 else "right", va="center",
+        )  # fmt: skip
 
 
 def _table(rows: list[Row]) -> Columns:
