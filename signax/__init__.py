@@ -64,7 +64,7 @@ from signax import theory
 # 8. Will sign methods work on my problem?
 from signax import diagnostics
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "DifferencesState",

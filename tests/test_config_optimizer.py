@@ -136,7 +136,8 @@ def test_the_schedule_behind_a_warm_up_ends_with_the_run():
 
 def test_the_table_of_weights_says_who_follows_them(capsys: pytest.CaptureFixture):
     dense, sign = (weights_command.row(name, 1500) for name in ("dense_sgd", "sign_sgd"))
-    assert max(dense.equal, dense.unequal, abs(dense.in_one_dimension + 1)) < 0.01
+    dense_ends = dense.equal, dense.unequal, dense.constant, abs(dense.in_one_dimension + 1)
+    assert max(dense_ends) < 0.01
     assert sign.moved == 0
     assert sign.unequal > 0.5
     lines = weights_command.table([dense, sign]).splitlines()

@@ -141,6 +141,10 @@ def test_every_public_name_has_exactly_one_import_path():
 
 
 def tracked_files() -> list[Path]:
+    if not (ROOT / ".git").exists():  # an unpacked sdist: whatever is neither hidden nor bytecode
+        hidden = re.compile(r"^(\.|__pycache__)")
+        relatives = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+        return [ROOT / path for path in relatives if not any(map(hidden.match, path.parts))]
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=30,

@@ -28,7 +28,7 @@ _HELP = """usage: signax train [--config=FILE.py] [--config.FIELD=VALUE ...] [fl
 Train a network with M workers that vote on every step.
 
   signax train
-  signax train --config=configs/mnist_signum.py
+  signax train --config=configs/mnist.py:signum
   signax train --config.optimizer.name=ssdm --config.batch_size=128
 
   --workdir=DIR      where to write; default: runs/NAME, named after the config and what was changed

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Every number of the README, measured again: scripts/results.sh [SECTION ...]
+#
+# Without a section it lists them with what they cost on two CPU cores; `all` runs them in this order.
+# MNIST is needed by those marked *: SIGNAX_MNIST_DIR, or it is downloaded. Results: runs/results/.
+#
+#   digits     1 min   getting started: accuracy, bits, megabytes
+#   weights    1 min   who follows the weights of the workers' losses, and who needs a schedule
+#   kernels    5 min   bench: one worker's kernels and steps at 10 million coordinates
+#   network   25 min   bench: four processes on the loopback, at 1 Gbit/s and at 100 Mbit/s (Linux, root)
+#   label    * 15 min   MNIST by label: the table of runs, three seeds each
+#   mnist    *  5 min   MNIST shuffled: Signum with three seeds, dense SGD with one
+#   figures  * 25 min   the paper's figures and claims
+#   methods  * 35 min   every method on MNIST: how to choose, docs/methods.md, the first picture
+set -euo pipefail
+cd "$(dirname "$0")/.."
+results=runs/results
+sections="digits weights kernels network label mnist figures methods"
+
+run() { # one line that says what runs, then the command
+  printf '\n$ %s\n' "$*"
+  "$@"
+}
+
+digits() {
+  run signax train --workdir=$results/digits --overwrite
+}
+
+weights() {
+  run signax weights | tee $results/weights.md
+}
+
+kernels() {
+  run signax bench --parts=kernels --sizes=1e7 --workdir=$results/kernels
+}
+
+network() {
+  local bench=(signax bench --processes=4 --quick --parameters=10500000 --leaves=8 --seconds=120
+    "--only=majority;ssdm")
+  run "${bench[@]}" --rounds=15 --workdir=$results/loopback
+  run "${bench[@]}" --rounds=9 --bandwidth=1gbit --workdir=$results/1gbit
+  run "${bench[@]}" --rounds=9 --bandwidth=100mbit --workdir=$results/100mbit
+}
+
+label() {
+  local run
+  for run in signum ssdm majority_vote ssdm_shared sgd ssdm_blocks double_squeeze plain_sgd; do
+    run signax train --config=configs/mnist_by_label.py:$run --seeds=0,1,2 \
+      --workdir=$results/label/$run --overwrite
+  done
+  run signax compare $results/label/*
+}
+
+mnist() {
+  run signax train --config=configs/mnist.py:signum --seeds=0,1,2 --workdir=$results/mnist_signum --overwrite
+  run signax train --config=configs/mnist.py:sgd --workdir=$results/mnist_sgd --overwrite
+  run signax compare $results/mnist_*
+}
+
+figures() {
+  run signax figures all --workdir=$results/figures
+}
+
+methods() {
+  run signax figures methods --workdir=$results/figures
+}
+
+if [ $# -eq 0 ]; then
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
+  exit
+fi
+[ "$*" = all ] && set -- $sections
+for section; do
+  case " $sections " in
+    *" $section "*) ;;
+    *) echo "scripts/results.sh: no section $section; there are: $sections" >&2; exit 2 ;;
+  esac
+done
+mkdir -p $results
+for section; do
+  printf '\n== %s, from %s\n' "$section" "$(git describe --always --dirty 2>/dev/null || echo a release)"
+  "$section"
+done
