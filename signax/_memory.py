@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _votes
+from signax import _votes, _workers
 from signax.signs import _sign
 
 
@@ -62,6 +62,7 @@ def ema_from_first_gradient(
     def update(updates, state, params=None):
         del params
         _sign.require_real(updates, "ema_from_first_gradient")
+        _workers.require_own(updates, _workers.axes_of_memory(state), "ema_from_first_gradient")
         gradient, previous = wide(updates), wide(state.momentum)
         averaged = optax.tree.update_moment(gradient, previous, beta, order=1)
         momentum = jax.tree.map(lambda m, g: jnp.where(state.has_started, m, g), averaged, gradient)
@@ -105,6 +106,7 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
     def update(updates, state, params=None, **extra_args):
         _sign.require_real(updates, "abstaining")
+        _workers.require_own(updates, _workers.axes_of_memory(state), "abstaining")
         new_updates, new_state = inner.update(updates, state, params, **extra_args)
         _require_same_shapes(new_state, state)
         looked_at = new_updates

@@ -137,7 +137,7 @@ def as_varying(params: Any, axis_name: AxisName) -> Any:
 
 
 class NotVaryingError(ValueError):
-    """A network link was given what JAX types as the same on every worker."""
+    """A link was given what JAX types as the same on every worker."""
 
 
 def require_varying(updates: Any, axis_name: AxisName | None, link: str) -> None:
@@ -146,14 +146,39 @@ def require_varying(updates: Any, axis_name: AxisName | None, link: str) -> None
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
         if tracked - varying_axes(leaf):
             name = jax.tree_util.keystr(path) or "(the whole tree)"
-            axis = repr(axis_name)
             raise NotVaryingError(
-                f"signax.{link} over the axis {axis} was given an update that is the same on every"
-                f" worker (leaf {name}), so every worker would cast the same vote. Inside"
-                " jax.shard_map, jax.grad at replicated parameters returns the gradient already"
-                f" summed over the axis. Differentiate at signax.as_varying(params, {axis}), or"
-                f" use signax.local_value_and_grad(loss_fn, {axis}) in place of"
-                " jax.value_and_grad, and do not psum or pmean the gradient yourself. (A leaf"
-                " that is constant on purpose, such as the zeros of a frozen parameter, does not"
-                " belong in the vote: see signax.freeze.)"
+                f"signax.{link} over the axis {axis_name!r} was given an update that is the same on"
+                f" every worker (leaf {name}), so every worker would cast the same vote."
+                f" {_cure(repr(axis_name))} (A leaf that is constant on purpose, such as the zeros"
+                " of a frozen parameter, does not belong in the vote: see signax.freeze.)"
             )
+
+
+def require_own(updates: Any, axes: frozenset[Hashable], link: str) -> None:
+    """Raises a `NotVaryingError` if `updates` varies over none of these axes in any leaf.
+
+    For what stands before the network and makes its output vary, by a memory or by coins: behind
+    it nobody sees any more that the workers were given the same gradient.
+    """
+    leaves = jax.tree.leaves(updates)
+    if axes and leaves and not any(axes & varying_axes(leaf) for leaf in leaves):
+        axis = ", ".join(sorted(map(repr, axes)))
+        raise NotVaryingError(
+            f"signax.{link} was given an update that is the same on every worker of the axis"
+            f" {axis}, though each worker has a memory or coins of its own here: the method would"
+            f" no longer be the one that was asked for, and no error would say so. {_cure(axis)}"
+        )
+
+
+def _cure(axis: str) -> str:
+    return (
+        "Inside jax.shard_map, jax.grad at replicated parameters returns the gradient already"
+        f" summed over the axis. Differentiate at signax.as_varying(params, {axis}), or use"
+        f" signax.local_value_and_grad(loss_fn, {axis}) in place of jax.value_and_grad, and do not"
+        " psum or pmean the gradient yourself."
+    )
+
+
+def axes_of_memory(state: Any) -> frozenset[Hashable]:
+    """The axes over which any leaf of a state is typed as differing."""
+    return frozenset().union(*map(varying_axes, jax.tree.leaves(state)))

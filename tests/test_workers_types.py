@@ -1,5 +1,6 @@
 """Axes, worker indices, and the trap: gradients that `shard_map` has already summed."""
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+import named_algorithms
 import signax
 from signax import _workers
 from workers import WORKERS, Mapped, worker_mesh
@@ -252,3 +254,56 @@ def test_workers_on_a_tuple_of_axes_are_numbered_row_major():
 
 def two_level_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((2, 4), ("hosts", "devices"), (AxisType.Auto, AxisType.Auto))
+
+
+# Chains whose memory or coins make a summed gradient vary again before the network link sees it.
+HIDING = {
+    "front page": lambda: optax.chain(
+        signax.ema_from_first_gradient(0.9),
+        signax.scale_by_stochastic_sign(0, axis_name=WORKERS),
+        signax.average_signs(WORKERS),
+    ),
+    "stochastic": lambda: optax.chain(
+        signax.scale_by_stochastic_sign(0, axis_name=WORKERS), signax.average_signs(WORKERS)
+    ),
+    "scaled": lambda: optax.chain(
+        signax.scale_by_scaled_sign(axis_name=WORKERS), signax.average_scaled_signs(WORKERS)
+    ),
+    "feedback": lambda: optax.chain(
+        signax.error_feedback(signax.scale_by_scaled_sign(axis_name=WORKERS)),
+        signax.average_scaled_signs(WORKERS),
+    ),
+    "compressed mean": lambda: optax.chain(signax.compressed_mean(WORKERS), optax.adam(0.1)),
+    "warm-up": lambda: signax.warmup(
+        5, signax.signum(0.1, axis_name=WORKERS), dense=signax.dense_sgd(0.1, axis_name=WORKERS)
+    ),
+} | {
+    name: functools.partial(row.make, 0.1, axis_name=WORKERS)
+    for name, row in named_algorithms.OPTIMIZERS.items()
+    if " " not in name  # variants differ in numbers, not in links
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_summed_gradients_are_refused_where_every_worker_has_a_state_of_its_own(name: str):
+    """In the layout of `init_opt_state`, as in a loop of one's own: momenta vary already."""
+    tx, mesh = HIDING[name](), worker_mesh(2)
+    specs = signax.state_specs(tx, params(), mesh)
+
+    def step(p, state, differentiate_at):
+        grads = jax.grad(loss)(differentiate_at(p))
+        updates, state = tx.update(grads, signax.to_worker(state, specs), p)
+        return updates, signax.from_worker(state, specs)
+
+    state = jax.eval_shape(lambda p: signax.init_opt_state(tx, p, mesh), params())
+    for is_summed in (False, True):
+        at = (lambda p: p) if is_summed else (lambda p: signax.as_varying(p, WORKERS))
+        mapped_step = jax.shard_map(
+            functools.partial(step, differentiate_at=at),
+            mesh=mesh, in_specs=(jax.P(), specs), out_specs=(jax.P(), specs),
+        )  # fmt: skip
+        if is_summed:
+            with pytest.raises(ValueError, match=r"already summed.*signax\.as_varying\(params"):
+                jax.eval_shape(mapped_step, params(), state)
+        else:
+            jax.eval_shape(mapped_step, params(), state)

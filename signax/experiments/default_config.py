@@ -73,10 +73,13 @@ def get_config() -> Config:
     config.eval_every = 50  # steps: one jitted scan, one row of metrics.jsonl
     config.checkpoint_every = 500  # steps; the last step is always kept
 
-    # None is the optimizer's own default; a field that it does not take is an error.
+    # None is the optimizer's own default; a field that it does not take is an error. A vote moves
+    # every coordinate by the learning rate, a mean of signs by less, a gradient by its own size.
     config.optimizer = ConfigDict()
     config.optimizer.name = "signum"
-    config.optimizer.learning_rate = 0.003  # of a sign: parameter units per step and coordinate
+    config.optimizer.learning_rate = placeholder(
+        float
+    )  # None: a first try for the optimizer's units
     config.optimizer.schedule = "cosine"  # "constant", "cosine" or "linear", down to zero
     for field, type_of_field in OPTIMIZER_FIELDS.items():
         config.optimizer[field] = placeholder(type_of_field)

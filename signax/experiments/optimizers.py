@@ -42,6 +42,17 @@ SCHEDULES: dict[str, Callable[[float, int], optax.ScalarOrSchedule]] = {
     "linear": lambda peak, num_steps: optax.linear_schedule(peak, 0.0, num_steps),
 }
 
+# First tries for `signax train`, from scikit-learn's digits: the units of the steps differ.
+_OF_A_VOTE, _OF_A_MEAN_OF_SIGNS, _OF_A_GRADIENT, _OF_ADAM = 0.003, 0.03, 0.3, 0.003
+_FIRST_RATES = dict.fromkeys(OPTIMIZERS, _OF_A_GRADIENT) | {
+    "distributed_lion": _OF_A_VOTE,
+    "noisy_sign_sgd": _OF_A_VOTE,
+    "one_bit_adam": _OF_ADAM,
+    "sign_sgd": _OF_A_VOTE,
+    "signum": _OF_A_VOTE,
+    "ssdm": _OF_A_MEAN_OF_SIGNS,
+}
+
 _NOT_ARGUMENTS = ("name", "learning_rate", "schedule", "scale", "dense")
 
 
@@ -64,7 +75,7 @@ def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformati
     if "key" in accepted:
         arguments["key"] = config.seed
     try:
-        rate = schedule(config.optimizer.learning_rate, num_steps)
+        rate = schedule(learning_rate_of(config.optimizer), num_steps)
         return _with_dense_part(function(rate, axis_name=axis_name, **arguments), config, axis_name)
     except (TypeError, ValueError) as error:
         raise UsageError(f"config.optimizer: {error}") from error
@@ -94,6 +105,17 @@ def _with_dense_part(
     if given.below is not None:
         tx = signax.dense_below(given.below, tx, dense=dense)
     return tx if given.steps is None else signax.warmup(given.steps, tx, dense=dense)
+
+
+def learning_rate_of(optimizer: Config) -> float:
+    """Returns the learning rate of this optimizer, or a first try where the config names none."""
+    if optimizer.learning_rate is not None:
+        return optimizer.learning_rate
+    if optimizer.name not in _FIRST_RATES:
+        raise UsageError(
+            f"nobody here knows the units of {optimizer.name}: set config.optimizer.learning_rate."
+        )
+    return _FIRST_RATES[optimizer.name]
 
 
 def ties_of(optimizer: Config) -> str | None:

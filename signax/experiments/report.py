@@ -8,6 +8,7 @@ def report(result: Result) -> str:
     num_workers = result.num_workers
     rows = [
         ("optimizer", f"{result.optimizer}, {_ties(result)}"),
+        ("learning rate", f"{result.learning_rate:g}"),
         ("workers", f"{num_workers} on {result.platform}, {result.partition} data"),
         ("train accuracy", f"{result.train_accuracy:.2%}"),
         ("test accuracy", f"{result.test_accuracy:.2%}"),

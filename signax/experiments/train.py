@@ -27,7 +27,7 @@ from signax.experiments.experiment import (
     make_run_steps,
 )
 from signax.experiments.interrupt import interruptible
-from signax.experiments.optimizers import ties_of
+from signax.experiments.optimizers import learning_rate_of, ties_of
 from signax.experiments.workdir import Row, Workdir
 from signax.experiments.workers import make_cpu_devices
 
@@ -38,6 +38,7 @@ class Result(NamedTuple):
     """What a run came to; `result.json` holds the same."""
 
     optimizer: str
+    learning_rate: float  # at its highest
     ties: str | None
     partition: str
     num_workers: int
@@ -228,6 +229,7 @@ class _Run:
         num_workers = experiment.num_workers
         return Result(
             optimizer=config.optimizer.name,
+            learning_rate=learning_rate_of(config.optimizer),
             ties=ties_of(config.optimizer),
             partition=config.partition,
             num_workers=num_workers,

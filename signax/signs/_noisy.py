@@ -121,6 +121,7 @@ def scale_by_noisy_sign(
     @_workers.in_auto_mode
     def update(updates, state):
         _workers.require_bound(axis_name, "scale_by_noisy_sign")
+        _workers.require_own(updates, _workers.tracked_axes(axis_name), "scale_by_noisy_sign")
         _sign.require_real(updates, "scale_by_noisy_sign")
         updates = jax.tree.map(jnp.asarray, updates)
         is_finite = _sign.all_finite(updates)

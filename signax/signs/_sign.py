@@ -134,6 +134,7 @@ def signs_and_scales(
     With `is_shared` c is the mean over the workers whose updates are finite, equal on all workers.
     """
     _workers.require_bound(axis_name, "scale_by_scaled_sign")
+    _workers.require_own(updates, _workers.tracked_axes(axis_name), "scale_by_scaled_sign")
     require_real(updates, "scale_by_scaled_sign")
     updates = jax.tree.map(jnp.asarray, updates)
     leaves, treedef = jax.tree.flatten(updates)

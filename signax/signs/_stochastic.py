@@ -169,6 +169,7 @@ def signs_and_scales(
 ) -> tuple[Any, Any, StochasticSignState]:
     """What this worker says (NaN if it abstains), and R: one for each leaf or each coordinate."""
     _workers.require_bound(axis_name, "scale_by_stochastic_sign")
+    _workers.require_own(updates, _workers.tracked_axes(axis_name), "scale_by_stochastic_sign")
     _sign.require_real(updates, "scale_by_stochastic_sign")
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
     if not paths_and_leaves:
