@@ -80,7 +80,10 @@ class Workdir:
         described = self.path / "run.json"
         has_begun = self._metrics.exists() and self._metrics.stat().st_size > 0
         if resume and not described.exists():
-            raise UsageError(f"{self.path} holds no run to resume: leave --resume out.")
+            raise UsageError(
+                f"{self.path} holds no run to resume: leave --resume out, or pass --workdir=DIR. (A"
+                " run's own directory is named after what its command line changed.)"
+            )
         if has_begun and not (resume or overwrite):
             raise UsageError(
                 f"{self.path} already holds a run: --resume continues it, --overwrite starts it "

@@ -148,17 +148,6 @@ def compare_planes(planes: Planes, threshold: jax.typing.ArrayLike) -> tuple[jax
     return greater, equal
 
 
-def compare_counts(a_planes: Planes, b_planes: Planes) -> tuple[jax.Array, jax.Array]:
-    """Masks (a > b, a < b) for two counts with equally many planes."""
-    greater = jnp.zeros_like(a_planes[0])
-    less = jnp.zeros_like(a_planes[0])
-    for a, b in zip(a_planes, b_planes, strict=True):  # a higher plane overrules all below it
-        same = ~(a ^ b)
-        greater = (greater & same) | (a & ~b)
-        less = (less & same) | (b & ~a)
-    return greater, less
-
-
 def _sign_codes(x: jax.Array) -> jax.Array:
     """Positive in the low byte and negative in the high one, both for NaN and infinity."""
     x = jnp.ravel(x).astype(jnp.promote_types(x.dtype, jnp.float32))  # else each bfloat16 op rounds
