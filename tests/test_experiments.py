@@ -364,6 +364,17 @@ def test_every_registered_optimizer_is_found_by_its_own_name():
     assert {name for name, function in OPTIMIZERS.items() if function.__name__ != name} == set()
 
 
+def test_a_reader_who_has_seen_enough_ends_a_command_quietly():
+    """As in `signax train --help | head`: writing to a closed pipe is no mistake of the user."""
+    command = [sys.executable, "-m", "signax.experiments.cli", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+
 def test_help_lists_every_command_and_every_field(capsys: pytest.CaptureFixture):
     assert cli.main([]) == cli.main(["--help"]) == cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out

@@ -6,6 +6,7 @@ success, 1 a run that cannot go on, 2 a mistake in what was asked for, 3 the los
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -44,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes.end_with_parent()
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     try:
-        return _run(name, rest)
+        status = _run(name, rest)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `signax train --help | head`: nobody reads on, which is no mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OneLineError as error:
         return _fail(str(error), error.exit_status)
     except ModuleNotFoundError as error:
