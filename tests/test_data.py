@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from signax.experiments import default_config
-from signax.experiments.data import Split, load_dataset
+from signax.experiments.data import load_dataset
 from signax.experiments.errors import UsageError
-from signax.experiments.feed import PADDING, Order, place, take_batch
+from signax.experiments.feed import Order, place, take_batch
 from signax.experiments.partition import split_examples
 from signax.experiments.workers import make_mesh
 from workers import run_python
@@ -74,12 +74,13 @@ def test_each_worker_gets_its_own_rows_from_its_own_memory():
     mesh = make_mesh(4)
     owned = [np.arange(start, start + 3 + start) for start in (0, 3, 9, 21)]
     images = np.arange(60, dtype=np.uint8)[:, None]
-    shards = place(Split(images, np.arange(60, dtype=np.int32)), owned, mesh)
-    assert {shard.data.shape for shard in shards.images.addressable_shards} == {(1, 24, 1)}
-    assert int((shards.labels != PADDING).sum()) == sum(map(len, owned))
+    shards = place({"image": images, "label": np.arange(60, dtype=np.int32)}, owned, mesh)
+    placed = shards.examples["image"].addressable_shards
+    assert {shard.data.shape for shard in placed} == {(1, 24, 1)}
+    assert shards.is_example.sum(axis=1).tolist() == [len(mine) for mine in owned]
     rows = np.array([[0, 2], [5, 1], [3, 3], [20, 0]], np.int32)
     compiled = jax.jit(take_batch, static_argnums=2).lower(shards, rows, mesh).compile()
-    batch = compiled(shards, jax.device_put(rows, shards.labels.sharding))
+    batch = compiled(shards, jax.device_put(rows, shards.is_example.sharding))
     np.testing.assert_array_equal(batch["label"], [0, 2, 8, 4, 12, 12, 41, 21])
     np.testing.assert_array_equal(batch["image"][:, 0], batch["label"])
     hlo = compiled.as_text() or ""

@@ -374,7 +374,6 @@ def test_a_reader_who_has_seen_enough_ends_a_command_quietly():
     assert process.returncode == 1
 
 
-
 def test_help_lists_every_command_and_every_field(capsys: pytest.CaptureFixture):
     assert cli.main([]) == cli.main(["--help"]) == cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out

@@ -9,9 +9,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from signax.experiments.errors import UsageError
+from signax.experiments.metric import ACCURACY, METRICS, Metric
 
 _HEADER = (
-    "| run | seeds | ties | train accuracy [%] | test accuracy [%] | bits | MB sent | seconds |\n"
+    "| run | seeds | ties | train {0} | test {0} | bits | MB sent | seconds |\n"
     "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
 )
 
@@ -32,20 +33,28 @@ def main(argv: Sequence[str]) -> int:
 
 def comparison(runs: Iterable[tuple[Path, dict[str, Any]]]) -> str:
     """Returns a Markdown table of (work directory, result) pairs."""
-    groups = defaultdict(list)
+    groups, metrics = defaultdict(list), {}
     for path, result in runs:
         groups[re.sub(r",seed=\d+", "", path.name)].append(result)
-    return "\n".join([_HEADER, *(_row(name, results) for name, results in groups.items())])
+        metrics[result.get("metric", ACCURACY.name)] = path
+    if len(metrics) > 1:
+        kinds = " and ".join(f"{METRICS[name].words} ({path})" for name, path in metrics.items())
+        raise UsageError(f"one table cannot hold both {kinds}: compare runs of one kind of data.")
+    (metric,) = (METRICS[name] for name in metrics)
+    rows = (_row(name, results, metric) for name, results in groups.items())
+    return "\n".join([_HEADER.format(metric.label), *rows])
 
 
-def _row(name: str, results: list[dict[str, Any]]) -> str:
+def _row(name: str, results: list[dict[str, Any]], metric: Metric) -> str:
     first = results[0]
     cells = [
         name,
         str(len(results)),
         first["ties"] or "-",
-        _mean_and_spread([100 * result["train_accuracy"] for result in results]),
-        _mean_and_spread([100 * result["test_accuracy"] for result in results]),
+        *(
+            _mean_and_spread([result[f"{part}_{metric.name}"] for result in results], metric)
+            for part in ("train", "test")
+        ),
         f"{first['bits_per_coordinate']:.2f}",
         f"{first['megabytes_sent']:.2f}",
         f"{fmean(result['seconds'] for result in results):.0f}",
@@ -53,8 +62,9 @@ def _row(name: str, results: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _mean_and_spread(values: list[float]) -> str:
-    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+def _mean_and_spread(values: list[float], metric: Metric) -> str:
+    spread = f" ± {metric.number(stdev(values))}" if len(values) > 1 else ""
+    return metric.number(fmean(values)) + spread
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The picture of a run: loss and accuracy against steps and against megabytes sent."""
+"""The picture of a run: loss and score against steps and against megabytes sent."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,17 @@ from typing import Any
 from matplotlib.figure import Figure  # no pyplot: a file, never a window
 from matplotlib.ticker import LogLocator
 
+from signax.experiments.metric import Metric
 from signax.experiments.workdir import Row
 
 
-def draw_curves(rows: list[Row], result: Any, path: Path) -> None:
+def draw_curves(rows: list[Row], result: Any, metric: Metric, path: Path) -> None:
     """Writes the learning curves of one run.
 
     Args:
       rows: of `metrics.jsonl`.
       result: a `signax.experiments.train.Result`, for the title and dense SGD's megabytes.
+      metric: of the lower panels.
       path: the PNG to write.
     """
     figure = Figure(figsize=(10, 6.5), layout="constrained")
@@ -27,10 +29,10 @@ def draw_curves(rows: list[Row], result: Any, path: Path) -> None:
         ]
     ):
         _draw_loss(axes[0, column], x, rows)
-        _draw_accuracy(axes[1, column], x, rows)
+        _draw_score(axes[1, column], x, rows, metric)
         axes[1, column].set_xlabel(label)
     axes[0, 0].set_ylabel("training loss [nats]")
-    axes[1, 0].set_ylabel("accuracy [%]")
+    axes[1, 0].set_ylabel(metric.label)
     axes[1, 0].legend(loc="best", framealpha=0.8)
     figure.suptitle(_title(result))
     figure.savefig(path, dpi=150)
@@ -45,10 +47,12 @@ def _draw_loss(ax: Any, x: list[float], rows: list[Row]) -> None:
     _tidy(ax)
 
 
-def _draw_accuracy(ax: Any, x: list[float], rows: list[Row]) -> None:
-    ax.plot(x, [100 * row["accuracy"] for row in rows], color="tab:blue", label="training batches")
-    ax.plot(x, [100 * row["test_accuracy"] for row in rows], color="tab:orange", label="test set")
-    ax.set_ylim(top=100.5)
+def _draw_score(ax: Any, x: list[float], rows: list[Row], metric: Metric) -> None:
+    names = {"training batches": metric.name, "test set": f"test_{metric.name}"}
+    for (label, name), color in zip(names.items(), ("tab:blue", "tab:orange"), strict=True):
+        ax.plot(x, [metric.scale * row[name] for row in rows], color=color, label=label)
+    if metric.more_is_better:
+        ax.set_ylim(top=1.005 * metric.best)
     _tidy(ax)
 
 

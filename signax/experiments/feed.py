@@ -18,38 +18,38 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from signax.experiments.data import Split
 from signax.experiments.errors import UsageError
-
-PADDING = -1  # the label of a row that is no example
+from signax.experiments.task import Examples
 
 
 class Shards(NamedTuple):
-    """Row n belongs to worker n and lies in its memory; short rows are padded."""
+    """Row n belongs to worker n and lies in its memory; short rows are padded with zeros."""
 
-    images: jax.Array  # uint8 [M, num_rows, num_pixels]
-    labels: jax.Array  # int32 [M, num_rows]
+    examples: dict[str, jax.Array]  # [M, num_rows, ...]
+    is_example: jax.Array  # bool [M, num_rows]; False where there is only padding
 
 
-def place(split: Split, owned: list[np.ndarray], mesh: Mesh) -> Shards:
+def place(examples: Examples, owned: list[np.ndarray], mesh: Mesh) -> Shards:
     """Copies to each worker the examples that it owns."""
-    shape = (len(owned), max(len(examples) for examples in owned))
-
-    def images(index: Any) -> np.ndarray:  # of one worker, as its device asks for them
-        return _padded(split.images, owned[index[0]], shape[1], 0)
-
-    def labels(index: Any) -> np.ndarray:
-        return _padded(split.labels, owned[index[0]], shape[1], PADDING)
-
+    num_rows = max(map(len, owned))
     sharding = NamedSharding(mesh, P(*mesh.axis_names))
+
+    def put(values: np.ndarray, owned: list[np.ndarray]) -> jax.Array:
+        def of(index: Any) -> np.ndarray:  # of one worker, as its device asks for them
+            return _padded(values, owned[index[0]], num_rows)
+
+        shape = (len(owned), num_rows, *values.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, of)
+
+    sizes = [np.arange(len(mine)) for mine in owned]
     return Shards(
-        jax.make_array_from_callback((*shape, split.images.shape[1]), sharding, images),
-        jax.make_array_from_callback(shape, sharding, labels),
+        {name: put(values, owned) for name, values in examples.items()},
+        put(np.ones(num_rows, bool), sizes),
     )
 
 
-def _padded(values: np.ndarray, owned: list[np.ndarray], num_rows: int, padding: int) -> np.ndarray:
-    rows = np.full((len(owned), num_rows, *values.shape[1:]), padding, values.dtype)
+def _padded(values: np.ndarray, owned: list[np.ndarray], num_rows: int) -> np.ndarray:
+    rows = np.zeros((len(owned), num_rows, *values.shape[1:]), values.dtype)
     for row, examples in zip(rows, owned, strict=True):
         row[: len(examples)] = values[examples]
     return rows
@@ -65,11 +65,10 @@ def take_batch(shards: Shards, rows: jax.Array, mesh: Mesh) -> dict[str, jax.Arr
     """Gathers, on each worker, the rows it was told: rows [M, B/M] -> a batch of B examples."""
 
     @partial(jax.shard_map, mesh=mesh, in_specs=P(*mesh.axis_names), out_specs=P(*mesh.axis_names))
-    def gather(mine: Shards, mine_rows: jax.Array) -> dict[str, jax.Array]:
-        image, label = (jnp.take(array[0], mine_rows[0], axis=0) for array in mine)
-        return {"image": image, "label": label}
+    def gather(mine: dict[str, jax.Array], mine_rows: jax.Array) -> dict[str, jax.Array]:
+        return jax.tree.map(lambda array: jnp.take(array[0], mine_rows[0], axis=0), mine)
 
-    return gather(shards, rows)
+    return gather(shards.examples, rows)
 
 
 class Order:

@@ -39,9 +39,10 @@ class Model(NamedTuple):
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
         return jnp.mean(losses), {"accuracy": accuracy}
 
-    def num_correct(self, params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """Counts right answers; a label of -1 (padding) is never right."""
-        return jnp.sum(jnp.argmax(self.logits(params, images), axis=-1) == labels)
+    def score(self, params: Params, examples: Batch, is_example: jax.Array) -> jax.Array:
+        """The share of right answers."""
+        is_right = jnp.argmax(self.logits(params, examples["image"]), axis=-1) == examples["label"]
+        return jnp.sum(is_right & is_example) / jnp.sum(is_example)
 
 
 def make_model(

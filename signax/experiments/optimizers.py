@@ -11,11 +11,15 @@ from typing import Any
 import optax
 
 import signax
+from signax.experiments.adamw import adamw
 from signax.experiments.default_config import Config, get_config
-from signax.experiments.errors import UsageError, unknown_name
+from signax.experiments.errors import UsageError
+from signax.experiments.inner_optimizer import make_inner
 from signax.experiments.resolve import resolve
+from signax.experiments.schedules import make_schedule
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": adamw,
     "bfloat16_sgd": signax.baselines.bfloat16_sgd,
     "dense_sgd": signax.dense_sgd,
     "diana": signax.diana,
@@ -36,15 +40,10 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "top_k_sgd": signax.baselines.top_k_sgd,
 }
 
-SCHEDULES: dict[str, Callable[[float, int], optax.ScalarOrSchedule]] = {
-    "constant": lambda peak, num_steps: peak,
-    "cosine": lambda peak, num_steps: optax.cosine_decay_schedule(peak, num_steps),
-    "linear": lambda peak, num_steps: optax.linear_schedule(peak, 0.0, num_steps),
-}
-
 # First tries for `signax train`, from scikit-learn's digits: the units of the steps differ.
 _OF_A_VOTE, _OF_A_MEAN_OF_SIGNS, _OF_A_GRADIENT, _OF_ADAM = 0.003, 0.03, 0.3, 0.003
 _FIRST_RATES = dict.fromkeys(OPTIMIZERS, _OF_A_GRADIENT) | {
+    "adamw": _OF_ADAM,
     "distributed_lion": _OF_A_VOTE,
     "noisy_sign_sgd": _OF_A_VOTE,
     "one_bit_adam": _OF_ADAM,
@@ -58,6 +57,13 @@ _NOT_ARGUMENTS = ("name", "learning_rate", "schedule", "scale", "dense")
 
 def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformation:
     """Returns the transformation that `config.optimizer` describes, voting over `axis_name`."""
+    inner = make_inner(config)
+    outer = _exchanged(config, axis_name)
+    return outer if inner is None else signax.local_updates(inner, outer)
+
+
+def _exchanged(config: Config, axis_name: str) -> optax.GradientTransformation:
+    """The chain with the network link."""
     name, dense = config.optimizer.name, config.optimizer.dense
     if name == "monotone_sign_sgd":
         raise UsageError(
@@ -66,16 +72,16 @@ def make_optimizer(config: Config, axis_name: str) -> optax.GradientTransformati
             " on. Use it in a loop of your own."
         )
     function = resolve(name, OPTIMIZERS)
-    schedule = _lookup("schedule", config.optimizer.schedule, SCHEDULES)
-    # The schedule of what follows a dense warm-up starts behind it.
-    num_steps = max(config.num_steps - (dense.steps or 0), 1)
+    # It steps once a round, and the schedule of what follows a dense warm-up starts behind it.
+    num_steps = max(config.num_steps // config.local_steps - (dense.steps or 0), 1)
+    peak = learning_rate_of(config.optimizer)
+    rate: Any = make_schedule(config.optimizer.schedule, peak, num_steps)
     arguments = _arguments(config.optimizer)
     accepted = inspect.signature(function).parameters
     _check_arguments(name, arguments, accepted)
     if "key" in accepted:
         arguments["key"] = config.seed
     try:
-        rate = schedule(learning_rate_of(config.optimizer), num_steps)
         return _with_dense_part(function(rate, axis_name=axis_name, **arguments), config, axis_name)
     except (TypeError, ValueError) as error:
         raise UsageError(f"config.optimizer: {error}") from error
@@ -99,7 +105,7 @@ def _with_dense_part(
             "dense steps are in units of the gradient and need a learning rate of their own: set"
             " config.optimizer.dense.learning_rate."
         )
-    rate = SCHEDULES[config.optimizer.schedule](given.learning_rate, config.num_steps)
+    rate: Any = make_schedule(config.optimizer.schedule, given.learning_rate, config.num_steps)
     decay = config.optimizer.weight_decay or 0.0
     dense = signax.dense_sgd(rate, given.momentum, axis_name=axis_name, weight_decay=decay)
     if given.below is not None:
@@ -172,9 +178,3 @@ def _check_arguments(
 def _is_needed(parameter: inspect.Parameter) -> bool:
     is_collector = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     return parameter.default is parameter.empty and not is_collector
-
-
-def _lookup(kind: str, name: str, table: dict[str, Any]) -> Any:
-    if name not in table:
-        raise unknown_name(kind, name, table)
-    return table[name]

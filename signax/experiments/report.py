@@ -1,17 +1,18 @@
 """The table at the end of a run."""
 
+from signax.experiments.metric import METRICS
 from signax.experiments.train import Result
 
 
 def report(result: Result) -> str:
     """Returns the table that `signax train` prints."""
-    num_workers = result.num_workers
+    num_workers, metric = result.num_workers, METRICS[result.metric]
     rows = [
         ("optimizer", f"{result.optimizer}, {_ties(result)}"),
         ("learning rate", f"{result.learning_rate:g}"),
         ("workers", f"{num_workers} on {result.platform}, {result.partition} data"),
-        ("train accuracy", f"{result.train_accuracy:.2%}"),
-        ("test accuracy", f"{result.test_accuracy:.2%}"),
+        (f"train {metric.words}", metric.shown(result.train_score)),
+        (f"test {metric.words}", metric.shown(result.test_score)),
         ("steps", f"{result.step:,}"),
         ("seconds", f"{result.seconds:.1f}"),
         ("parameters", f"{result.num_coordinates:,}"),

@@ -21,10 +21,10 @@ from signax.experiments.default_config import Config
 from signax.experiments.errors import DriftError
 from signax.experiments.experiment import (
     Experiment,
-    make_accuracy,
     make_experiment,
     make_leaves_in_sync,
     make_run_steps,
+    make_score,
 )
 from signax.experiments.interrupt import interruptible
 from signax.experiments.optimizers import learning_rate_of, ties_of
@@ -35,7 +35,7 @@ DENSE_BITS = 2 * 32  # an all-reduce of float32: everything goes out twice, time
 
 
 class Result(NamedTuple):
-    """What a run came to; `result.json` holds the same."""
+    """What a run came to; `result.json` holds the same: `to_dict`."""
 
     optimizer: str
     learning_rate: float  # at its highest
@@ -47,12 +47,18 @@ class Result(NamedTuple):
     num_coordinates: int
     step: int
     is_finished: bool
-    train_accuracy: float
-    test_accuracy: float
+    metric: str  # what the scores are: "accuracy" or "bits_per_byte"
+    train_score: float
+    test_score: float
     seconds: float  # compilation included
     bits_per_coordinate: float  # one worker, one step behind any warm-up; from compiled HLO
     dense_bits_per_coordinate: float
     megabytes_sent: float  # one worker, all steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the scores under their names, such as `test_accuracy`."""
+        scores = {"train_score": f"train_{self.metric}", "test_score": f"test_{self.metric}"}
+        return {scores.get(name, name): value for name, value in self._asdict().items()}
 
 
 def train(
@@ -133,6 +139,7 @@ class _Run:
         on_metrics: Callable[[int, Row], None] | None,
     ):
         self.experiment, self.config = experiment, experiment.config
+        self.metric = experiment.metric
         self.folder, self.checkpoints, self.on_metrics = folder, checkpoints, on_metrics
         self.state, self.check_sync_every = state, check_sync_every
         self.step = checkpoints.latest_step
@@ -142,7 +149,7 @@ class _Run:
         report = experiment.wire_report(self.state)
         self.dense_step, self.compressed_step = report.of_branch(1), report.of_branch(0)
         self.run_steps = make_run_steps(experiment)
-        self.accuracy = make_accuracy(experiment.model)
+        self.score = make_score(experiment)
         self.leaves_in_sync = make_leaves_in_sync(experiment.mesh)
 
     def go_on(self) -> None:
@@ -156,8 +163,8 @@ class _Run:
             while self.step < num_steps and not cluster.any_process(is_asked_to_stop()):
                 before = self.step
                 row = self._advance()
-                shown = f"loss {row['loss']:.3f}, test {row['test_accuracy']:.2%}"
-                bar.set_postfix_str(shown, refresh=False)
+                score = self.metric.shown(row[f"test_{self.metric.name}"])
+                bar.set_postfix_str(f"loss {row['loss']:.3f}, test {score}", refresh=False)
                 bar.update(self.step - before)
                 if _has_passed(self.check_sync_every, before, self.step):
                     self._check_sync()
@@ -188,30 +195,31 @@ class _Run:
         count = min(every - self.step % every, self.config.num_steps - self.step)
         rows = self.experiment.rows(self.step, count)
         self.state, metrics = self.run_steps(self.state, self.experiment.train, rows)
-        test_accuracy = self.accuracy(self.state.params, self.experiment.test)
+        test_score = self.score(self.state.params, self.experiment.test)
         self.step += count
-        row = self._row(jax.device_get(metrics), float(test_accuracy))
+        row = self._row(jax.device_get(metrics), float(test_score))
         self.rows.append(row)
         self.folder.append(row)
         if self.on_metrics:
             self.on_metrics(self.step, row)
         return row
 
-    def _row(self, metrics: dict[str, Any], test_accuracy: float) -> Row:
+    def _row(self, metrics: dict[str, Any], test_score: float) -> Row:
         """One row of `metrics.jsonl`: means over the steps since the last row."""
         return {
             "step": self.step,
             "epoch": self.step / self.experiment.order.steps_per_epoch,
             **{name: float(values.mean()) for name, values in metrics.items()},
-            "test_accuracy": test_accuracy,
+            f"test_{self.metric.name}": test_score,
             "megabytes_sent": self._megabytes(),
             "seconds": time.perf_counter() - self.start,
         }
 
     def _megabytes(self) -> float:
         """What one worker has sent so far."""
-        num_dense = min(self.step, self.experiment.num_dense_steps)
-        num_compressed = self.step - num_dense
+        num_exchanges = self.step // self.config.local_steps
+        num_dense = min(num_exchanges, self.experiment.num_dense_steps)
+        num_compressed = num_exchanges - num_dense
         return (num_dense * self.dense_step.bits + num_compressed * self.compressed_step.bits) / 8e6
 
     def finish(self) -> Result:
@@ -219,9 +227,9 @@ class _Run:
         from signax.experiments.curves import draw_curves  # matplotlib is slow to import
 
         result = self._result()
-        self.folder.write_json("result.json", result._asdict())
+        self.folder.write_json("result.json", result.to_dict())
         if cluster.is_first():
-            draw_curves(self.rows, result, self.folder.path / "curves.png")
+            draw_curves(self.rows, result, self.metric, self.folder.path / "curves.png")
         return result
 
     def _result(self) -> Result:
@@ -238,10 +246,11 @@ class _Run:
             num_coordinates=experiment.num_coordinates,
             step=self.step,
             is_finished=self.step >= config.num_steps,
-            train_accuracy=float(self.accuracy(self.state.params, experiment.train)),
-            test_accuracy=float(self.accuracy(self.state.params, experiment.test)),
+            metric=self.metric.name,
+            train_score=float(self.score(self.state.params, experiment.scored_train)),
+            test_score=float(self.score(self.state.params, experiment.test)),
             seconds=self.rows[-1]["seconds"] if self.rows else 0.0,
-            bits_per_coordinate=self.compressed_step.bits_per_coordinate,
+            bits_per_coordinate=self.compressed_step.bits_per_coordinate / config.local_steps,
             dense_bits_per_coordinate=DENSE_BITS * (num_workers - 1) / num_workers,
             megabytes_sent=self._megabytes(),
         )

@@ -94,7 +94,7 @@ def _train(runs: Sequence[tuple[Config, Path]], flag: Any, argv: Sequence[str]) 
         if not result.is_finished:
             return _interrupted(result.step, config.num_steps, path, argv)
         _say(f"\n{report(result)}\nwritten to           {path}{_FILES}")
-        results.append((path, result._asdict()))
+        results.append((path, result.to_dict()))
     if len(results) > 1:
         _say(f"\n{comparison(results)}")
     return 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from signax.experiments import cluster
 from signax.experiments.agreement import flat
+from signax.experiments.default_config import get_config
 from signax.experiments.errors import UsageError
 
 Row = dict[str, float]
@@ -155,7 +156,9 @@ def _check_same_run(
             "--change_num_workers=mean to go on with the mean of their memories."
         )
     free = _FREE_WITH_WORKERS if may_change_workers else _FREE_FIELDS
-    old, new = flat(saved["config"]), flat(wanted["config"])
+    # A field that did not exist yet had the effect of its default.
+    defaults = flat(get_config().to_dict())
+    old, new = defaults | flat(saved["config"]), flat(wanted["config"])
     for name in {**old, **new}:
         if old.get(name) != new.get(name) and name not in free:
             raise UsageError(
