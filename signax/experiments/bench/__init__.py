@@ -11,4 +11,12 @@ local           the same in several local processes
 network         joins them by a slow network (Linux namespaces)
 report          tables, JSON
 chart           the picture
+
+`signax bench --to_accuracy`, time and megabytes until a target:
+
+race_settings   its flags
+race_run        starts processes for each bandwidth, gathers what they measured
+race            one process's share: runs on the clock
+race_report     rows and tables
+race_chart      the picture
 """

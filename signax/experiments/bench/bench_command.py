@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from signax.experiments import processes
-from signax.experiments.bench import network
+from signax.experiments.bench import network, race_settings
 from signax.experiments.bench.settings import (
     Settings,
     parse_bandwidth,
@@ -26,6 +27,7 @@ What sign methods cost here: ratios measured in turns within one run, medians wi
   signax bench --processes=4                         4 local processes on the loopback
   signax bench --processes=4 --bandwidth=100mbit     the same over a slow network (Linux, root)
   srun -N 8 signax bench                             your cluster, under your own launcher
+  signax bench --to_accuracy --help                  time and megabytes until a target, instead
 
 Numbers in brackets are 10 to 90 % of the rounds. Results: WORKDIR/bench.json, WORKDIR/bench.png.
 """
@@ -38,15 +40,17 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and returns the exit status."""
+    is_race = "--to_accuracy" in argv
     try:
-        settings = parse(argv)
+        settings: Any = (race_settings.parse if is_race else parse)(argv)
     except SystemExit as ended:  # --help
         return int(ended.code or 0)
-    from signax.experiments.bench import run  # loads JAX: not for a mistake in the flags
-
+    # These load JAX: not for a mistake in the flags.
+    name = f"signax.experiments.bench.{'race_run' if is_race else 'run'}"
+    runner = importlib.import_module(name)
     try:
         with processes.interruptible():
-            return run.run(settings, argv)
+            return runner.run(settings, argv)
     except KeyboardInterrupt:
         return 130
 
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--processes", type=_count, help="local processes, joined by gloo")
     add("--bandwidth", type=parse_bandwidth, help="of each process's link: 100mbit, 1gbit")
     add("--workdir", type=Path, help="where to write; default: runs/bench")
+    add("--to_accuracy", action="store_true", help="another benchmark, with its own --help")
     add("--quick", action="store_true", help="the smallest of everything")
     return parser
 
