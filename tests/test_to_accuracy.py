@@ -191,11 +191,12 @@ def can_make_namespaces() -> bool:
 @pytest.mark.slow
 def test_runs_are_trained_at_the_first_bandwidth_and_timed_at_the_other():
     networks = "loopback,100mbit" if can_make_namespaces() else "loopback"
-    done = signax(
+    flags = [
         *FLAGS, f"--config={CONFIGS}/bytes.py", "--runs=adamw,local_vote", "--quick",
         "--target=8.5", f"--bandwidths={networks}", "--processes=2", "--timed_steps=8",
         "--workdir=out",
-    )  # fmt: skip
+    ]  # fmt: skip
+    done = signax(*flags)
     assert done.returncode == 0, done.stderr
     content = json.loads(Path("out/to_accuracy.json").read_text())
     rows = {(row["network"], row["run"]): row for row in content["rows"]}
@@ -210,6 +211,13 @@ def test_runs_are_trained_at_the_first_bandwidth_and_timed_at_the_other():
     assert Path("out/to_accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "loopback  adamw: step" in done.stderr
     assert "until test bits per byte 8.5" in done.stdout
+    Path(f"out/{networks.split(',')[-1]}/adamw.json").unlink()
+    again = signax(*flags, "--resume")  # takes only what is missing
+    assert again.stderr.count("compiling") == 1
+    assert {
+        (row["network"], row["run"])
+        for row in json.loads(Path("out/to_accuracy.json").read_text())["rows"]
+    } == {*rows}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ hash of the file's name, so that no test file is ever trained on, and a file lie
 in every version of Python. Its contents do depend on the version, and so do the numbers, a little.
 """
 
+import functools
 import hashlib
 import sysconfig
 from pathlib import Path
@@ -43,6 +44,7 @@ class Text(NamedTuple):
     fingerprint: str
 
 
+@functools.lru_cache(maxsize=1)  # several runs in one process
 def load_text(sequence_length: int, root: Path | None = None) -> Text:
     """Reads the sources below `root`: Python's own, where none is given.
 

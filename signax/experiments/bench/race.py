@@ -35,6 +35,7 @@ def run_share(race: Race, share: Path) -> int:
         outcome = racer.train() if timed_steps is None else racer.time(timed_steps)
         if cluster.is_first():
             outcome |= {"run": run, "network": work["network"], "is_trained": timed_steps is None}
+            outcome["asked"] = race.asked_of(run, timed_steps)
             share.with_name(f"{run or 'run'}.json").write_text(json.dumps(outcome) + "\n")
     return 0
 

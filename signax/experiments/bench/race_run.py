@@ -56,10 +56,18 @@ def _has_dense_phase(settings: Race, run: str) -> bool:
 def _at(settings: Race, name: str, steps: dict[str, int | None], argv: Sequence[str]) -> int:
     """All runs at one bandwidth, by N processes that are started once."""
     folder = settings.workdir / name
+    kept = {
+        outcome["run"]
+        for outcome in (_outcomes(folder, settings.runs) if settings.resume else ())
+        if outcome["asked"] == settings.asked_of(outcome["run"], steps[outcome["run"]])
+    }
+    steps = {run: num for run, num in steps.items() if run not in kept}
+    if not steps:
+        return 0
     share = folder / "share.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for run in settings.runs:
+        for run in steps:
             (folder / f"{run or 'run'}.json").unlink(missing_ok=True)
         share.write_text(json.dumps({"network": name, "runs": steps}) + "\n")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ config.eval_every steps. Each run is trained at the first of the bandwidths, unt
 target. A network changes no bit of a run, so at each other one only the first --timed_steps steps
 are taken and timed; the time to the target is then the number of steps times their median, and it
 is said whether their losses were the same bits. --full trains everywhere; runs with a dense phase
-always do.
+always do. Ctrl-C ends it with the tables of what is done, and --resume goes on behind that.
 
 Results: WORKDIR/to_accuracy.json, WORKDIR/to_accuracy.png.
 """
@@ -51,6 +52,7 @@ class Race:
     budget: float = 600.0  # seconds on the clock, for each run at each bandwidth
     timed_steps: int = 20
     full: bool = False
+    resume: bool = False
     workdir: Path = Path("runs/to_accuracy")
     quick: bool = False
     share: Path | None = None  # of one of the processes: what it is to do
@@ -59,6 +61,17 @@ class Race:
         """The settings in types that JSON has."""
         fields = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+
+    def asked_of(self, run: str, timed_steps: int | None) -> dict[str, Any]:
+        """What decides a run's outcome at a bandwidth: with the same, it need not run again."""
+        asked = {
+            "config": self.config_of(run).to_dict(),
+            "processes": self.processes,
+            "timed_steps": timed_steps,
+            "target": None if timed_steps else self.target,
+            "budget": self.budget,
+        }
+        return json.loads(json.dumps(asked))
 
     def config_of(self, run: str) -> Config:
         """The config of one run; a mistake is a `UsageError`."""
@@ -139,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=float, help="seconds on the clock for a run at a bandwidth; default: 600")
     add("--timed_steps", type=int, help="at all bandwidths but the first; default: 20")
     add("--full", action="store_true", default=None, help="train at every bandwidth")
+    add("--resume", action="store_true", default=None, help="keep what WORKDIR has of this already")
     add("--workdir", type=Path, help="where to write; default: runs/to_accuracy")
     add("--quick", action="store_true", default=None, help="the smallest of everything")
     add("--share", type=Path, help=argparse.SUPPRESS)
