@@ -10,8 +10,8 @@ Runs     adamw adamw_bfloat16 adamw_low_rank power_sgd distributed_lion signum o
 
 from signax.experiments import default_config
 
-ADAMW = {"name": "adamw", "learning_rate": 0.001}
-K = 8  # local steps
+ADAMW = {"name": "adamw", "learning_rate": 0.001, "b2": 0.95}
+LOCAL = {"name": "adamw", "learning_rate": 0.003, "b2": 0.95, "schedule": "warmup"}
 
 RUNS = {
     "adamw": {"optimizer": ADAMW},
@@ -34,13 +34,13 @@ RUNS = {
     },
     "double_squeeze": {"optimizer": {"name": "double_squeeze", "learning_rate": 0.3}},
     "local_vote": {
-        "local_steps": K,
-        "inner": {"name": "adamw", "learning_rate": 0.003, "schedule": "warmup"},
+        "local_steps": 8,
+        "inner": LOCAL,
         "optimizer": {"name": "sign_sgd", "learning_rate": 0.003},
     },
     "local_squeeze": {
-        "local_steps": K,
-        "inner": {"name": "adamw", "learning_rate": 0.003, "schedule": "warmup"},
+        "local_steps": 8,
+        "inner": LOCAL,
         "optimizer": {"name": "double_squeeze", "learning_rate": 1.0, "schedule": "constant"},
     },
 }
