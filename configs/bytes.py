@@ -18,9 +18,9 @@ RUNS = {
     "adamw_bfloat16": {"optimizer": {**ADAMW, "average": "bfloat16"}},
     "adamw_low_rank": {"optimizer": {**ADAMW, "average": "low_rank", "rank": 4}},
     "power_sgd": {
-        "optimizer": {"name": "power_sgd", "rank": 4, "momentum": 0.9, "learning_rate": 0.1}
+        "optimizer": {"name": "power_sgd", "rank": 4, "momentum": 0.9, "learning_rate": 0.05}
     },
-    "distributed_lion": {"optimizer": {"name": "distributed_lion", "learning_rate": 0.001}},
+    "distributed_lion": {"optimizer": {"name": "distributed_lion", "learning_rate": 0.0006}},
     "signum": {"optimizer": {"name": "signum", "learning_rate": 0.001}},
     "one_bit_adam": {
         "optimizer": {"name": "one_bit_adam", "learning_rate": 0.001, "freeze_steps": 36}
