@@ -1,7 +1,7 @@
 """PyTorch's DistributedDataParallel beside signax: seconds per step at a bandwidth.
 
-The transformer of `configs/bytes.py` (four layers, width 320, 5,111,936 parameters) and its batch, 4
-windows of 64 bytes for each process, with AdamW and gloo on the CPU, in the network namespaces of
+The transformer of `configs/bytes.py` (four layers, width 320, 5,111,936 parameters) and its batch,
+4 windows of 64 bytes for each process, with AdamW and gloo on the CPU, in the network namespaces of
 `signax bench`: with no hook, with the fp16 hook, and with the PowerSGD hook of rank 4. Only steps
 are timed, on random bytes, which cost what text costs; nothing is learnt. DDP overlaps its exchange
 with the backward pass; signax does not.
