@@ -368,7 +368,8 @@ def test_a_reader_who_has_seen_enough_ends_a_command_quietly():
     """As in `signax train --help | head`: writing to a closed pipe is no mistake of the user."""
     command = [sys.executable, "-m", "signax.experiments.cli", "train", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout and process.stderr
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
