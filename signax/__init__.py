@@ -7,6 +7,7 @@ it runs on each worker alone, what stands after it runs everywhere alike.
 
 # 0. Who are the workers?
 from signax._workers import as_varying
+from signax._shards import sharded
 
 # 1. What does a worker say?
 from signax.signs._noisy import NoisySignState, noisy_sign, scale_by_noisy_sign
@@ -122,6 +123,7 @@ __all__ = [
     "scale_by_scaled_sign",
     "scale_by_stochastic_sign",
     "scaled_sign",
+    "sharded",
     "sign_sgd",
     "signum",
     "simulate_train_step",

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _scaled, _votes, _workers
+from signax import _scaled, _shards, _votes, _workers
 from signax.signs import _sign
 from signax.wire import _server, _slices
 
@@ -62,7 +62,7 @@ def scale_by_column_means() -> optax.GradientTransformation:
       Data-Parallel Distributed Training of Speech DNNs, Interspeech 2014, section 3.1.
     """
 
-    @_workers.in_auto_mode
+    @_shards.on_shards
     def update(updates, state):
         _sign.require_real(updates, "scale_by_column_means")
         updates = jax.tree.map(jnp.asarray, updates)
@@ -123,7 +123,7 @@ def average_column_means(
     _votes.require_choice(on_nonfinite, _votes.OnNonfinite, name, "on_nonfinite")
     _scaled.require_floating(down_dtype, name)
 
-    @_workers.in_auto_mode
+    @_shards.on_shards
     def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
         updates = jax.tree.map(jnp.asarray, updates)
@@ -142,9 +142,9 @@ def average_column_means(
                 functools.partial(_answer, slices, _workers.worker_index(axis_name), down_dtype),
                 axis_name,
             )
-            voters = _server.from_bytes(answers[0, -4:], jnp.int32)[0]
+            voters = _shards.largest(_server.from_bytes(answers[0, -4:], jnp.int32)[0])
             means = _server.from_bytes(answers[:, :-4], down_dtype).reshape(-1, 8)
-            mean = _unpack(means, columns, updates)
+            mean = _shards.as_copies(_unpack(means, columns, updates), _shards.shards_of(updates))
             num_absent = _workers.num_workers(axis_name) - voters
             mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
             return mean, _votes.next_state(state, voters, axis_name)

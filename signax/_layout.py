@@ -10,17 +10,21 @@ workers' axes. All other leaves are replicated.
 
     momentum  [d] on each of M workers   ->   [M, d], PartitionSpec("workers")
     count     []  the same everywhere    ->   [],     PartitionSpec()
+
+Where the mesh has other axes than the workers', parameters may be cut over them, and what is like a
+parameter is cut alike: the momentum of a parameter P("devices") is P("workers", "devices").
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from signax import _workers
+from signax import _shards, _workers
 
 AnyMesh = Mesh | AbstractMesh | int
 
@@ -29,53 +33,82 @@ class Layout(NamedTuple):
     """What one worker holds, and how it is laid out over all of them."""
 
     state: Any  # tree of jax.ShapeDtypeStruct: the state as one worker sees it
-    specs: Any  # the same tree of PartitionSpec: P(axes) for worker-local leaves, else P()
+    specs: Any  # the same tree of PartitionSpec: P(axes, ...) for worker-local leaves, else P(...)
+    axes: tuple[str, ...]  # the workers' axes
+    cut: _shards.Cut | None  # how the parameters are cut over the others; None: there are no others
 
 
-def make_worker_mesh(num_workers: int | None = None, axis_name: str = "workers") -> Mesh:
-    """Makes a mesh of workers, one for each device.
+def make_worker_mesh(
+    num_workers: int | None = None,
+    axis_name: str = "workers",
+    *,
+    inside: Mapping[str, int] | None = None,
+) -> Mesh:
+    """Makes a mesh of workers, each of one device or of several.
 
     Args:
-      num_workers: M; None is all devices. Fewer takes the first M.
+      num_workers: M; None is all that the devices suffice for. Fewer takes the first devices.
       axis_name: The name of the workers' axis.
+      inside: The axes inside a worker and their sizes, such as `{"devices": 4}` for hosts of four
+        devices over which the parameters are cut. None: a worker is one device.
 
     Returns:
-      A one-axis `jax.sharding.Mesh`.
+      A `jax.sharding.Mesh` with the workers' axis first. The devices of a worker are neighbours in
+      `jax.devices()`, so those of one process.
 
     Raises:
-      ValueError: If there are fewer devices than workers.
+      ValueError: If there are fewer devices than needed.
 
     Example:
       >>> mesh = signax.make_worker_mesh(2)
       >>> mesh.shape["workers"]
       2
+      >>> signax.make_worker_mesh(2, "hosts", inside={"devices": 4}).axis_names
+      ('hosts', 'devices')
     """
-    devices = jax.devices()
-    num_workers = len(devices) if num_workers is None else num_workers
-    if not 1 <= num_workers <= len(devices):
+    devices, inside = jax.devices(), dict(inside or {})
+    each = math.prod(inside.values())
+    num_workers = len(devices) // max(each, 1) if num_workers is None else num_workers
+    needed = num_workers * each
+    if not 1 <= needed <= len(devices):
+        of_devices = f" of {each} devices each" if inside else ""
         raise ValueError(
-            f"make_worker_mesh: {num_workers} workers need as many devices, and JAX sees"
-            f" {len(devices)} ({devices[0].platform}). For CPU workers write"
-            f' jax.config.update("jax_num_cpu_devices", {max(num_workers, 1)}) before JAX is first'
+            f"make_worker_mesh: {num_workers} workers{of_devices} need as many devices, and JAX"
+            f" sees {len(devices)} ({devices[0].platform}). For CPU workers write"
+            f' jax.config.update("jax_num_cpu_devices", {max(needed, 1)}) before JAX is first'
             " used; for more workers than devices use signax.simulate_train_step."
         )
-    return jax.make_mesh(
-        (num_workers,), (axis_name,), (AxisType.Auto,), devices=devices[:num_workers]
-    )
+    names = (axis_name, *inside)
+    types = (AxisType.Auto,) * len(names)
+    return jax.make_mesh((num_workers, *inside.values()), names, types, devices=devices[:needed])
 
 
-def state_specs(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) -> Any:
+def state_specs(
+    tx: optax.GradientTransformation,
+    params: Any,
+    mesh: AnyMesh,
+    *,
+    axis_names: tuple[str, ...] | None = None,
+    param_specs: Any = None,
+    workers_only: bool = False,
+) -> Any:
     """Finds how an optimizer's state is laid out over the workers.
 
     Args:
       tx: Any chain with a network link.
       params: The parameters, or a tree of `jax.ShapeDtypeStruct`.
       mesh: The workers' mesh, or the number M of simulated workers.
+      axis_names: The workers' axes of the mesh; None is all of them.
+      param_specs: How the parameters are cut over the other axes, a tree of `PartitionSpec`; None
+        is as they lie (their `NamedSharding`).
+      workers_only: Whether to leave out the other axes, as a `jax.shard_map` over the workers' axes
+        alone (`axis_names={"hosts"}`) wants its specs.
 
     Returns:
       A tree like the state, of `PartitionSpec`: `P(axes)` for leaves that differ between the
-      workers over these axes (stacked on a leading axis), `P()` for the others. Use it as
-      `in_specs` and `out_specs` of your own `jax.shard_map`.
+      workers over these axes (stacked on a leading axis), `P()` for the others; a leaf that is
+      like a parameter, such as its momentum, is cut as that is over the other axes, `P(axes,
+      *spec)` or `P(*spec)`. Use it as `in_specs` and `out_specs` of your own `jax.shard_map`.
 
     Raises:
       ValueError: If the update differs between workers, because the chain has no network link.
@@ -86,11 +119,18 @@ def state_specs(tx: optax.GradientTransformation, params: Any, mesh: AnyMesh) ->
       >>> print(specs[0].ema == jax.P("workers"), specs[0].count == jax.P())
       True True
     """
-    return infer_layout(tx, params, mesh).specs
+    layout = infer_layout(tx, params, mesh, None, axis_names, param_specs)
+    return of_workers(layout.specs, layout.axes) if workers_only else layout.specs
 
 
 def init_opt_state(
-    tx: optax.GradientTransformation, params: Any, mesh: AnyMesh, *, state_specs: Any = None
+    tx: optax.GradientTransformation,
+    params: Any,
+    mesh: AnyMesh,
+    *,
+    axis_names: tuple[str, ...] | None = None,
+    param_specs: Any = None,
+    state_specs: Any = None,
 ) -> Any:
     """Makes the optimizer's state for all workers: `tx.init`, stacked and sharded.
 
@@ -98,6 +138,8 @@ def init_opt_state(
       tx: Any chain with a network link.
       params: The parameters.
       mesh: The workers' mesh, or the number M of simulated workers on one device.
+      axis_names: The workers' axes of the mesh; None is all of them.
+      param_specs: How the parameters are cut over the other axes, as for `signax.state_specs`.
       state_specs: Overrides the layout that `signax.state_specs` infers.
 
     Returns:
@@ -112,27 +154,36 @@ def init_opt_state(
       >>> signax.init_opt_state(tx, jnp.zeros(3), 8)[0].ema.shape
       (8, 3)
     """
-    specs = infer_layout(tx, params, mesh, state_specs).specs
+    layout = infer_layout(tx, params, mesh, state_specs, axis_names, param_specs)
+    specs = layout.specs
 
     def init(params):
-        return from_worker(tx.init(params), specs)
+        with _shards.cut_as(layout.cut):
+            return from_worker(tx.init(params), specs, layout.axes)
 
     if isinstance(mesh, Mesh):
         init = jax.shard_map(
-            init, mesh=mesh, in_specs=PartitionSpec(), out_specs=specs, check_vma=False
+            init,
+            mesh=mesh,
+            in_specs=PartitionSpec(),
+            out_specs=of_workers(specs, layout.axes),
+            axis_names={*layout.axes},
+            check_vma=False,
         )
-        return jax.jit(init)(params)
+        shardings = None if layout.cut is None else as_shardings(specs, mesh)
+        return jax.jit(init, out_shardings=shardings)(params)
     axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=is_spec)
     names, sizes = as_mesh(mesh).axis_names, as_mesh(mesh).axis_sizes
     return jax.jit(jax.vmap(tx.init, (None,), axes, axis_name=names[0], axis_size=sizes[0]))(params)
 
 
-def to_worker(state: Any, specs: Any) -> Any:
+def to_worker(state: Any, specs: Any, axis_names: tuple[str, ...] | None = None) -> Any:
     """Takes the leading axis off the worker-local leaves: the state as one worker sees it.
 
     Args:
       state: Inside `jax.shard_map`, the state as its `in_specs=specs` cut it: one row per worker.
       specs: `state_specs`.
+      axis_names: The workers' axes, where `specs` name others too; None: all axes are workers'.
 
     Returns:
       The state for `tx.update`.
@@ -143,15 +194,16 @@ def to_worker(state: Any, specs: Any) -> Any:
       >>> signax.to_worker(state, signax.state_specs(tx, jnp.zeros(3), 1))[0].ema.shape
       (3,)
     """
-    return _on_local_leaves(lambda x: x[0], state, specs)
+    return _on_local_leaves(lambda x: x[0], state, specs, axis_names)
 
 
-def from_worker(state: Any, specs: Any) -> Any:
+def from_worker(state: Any, specs: Any, axis_names: tuple[str, ...] | None = None) -> Any:
     """Puts the leading axis back on the worker-local leaves: the inverse of `to_worker`.
 
     Args:
       state: What `tx.update` returned on this worker.
       specs: `state_specs`.
+      axis_names: As for `to_worker`.
 
     Returns:
       The state for the `out_specs=specs` of your own `jax.shard_map`: one row per worker.
@@ -162,11 +214,16 @@ def from_worker(state: Any, specs: Any) -> Any:
       >>> signax.from_worker(state, signax.state_specs(tx, jnp.zeros(3), 1))[0].ema.shape
       (1, 3)
     """
-    return _on_local_leaves(lambda x: x[None], state, specs)
+    return _on_local_leaves(lambda x: x[None], state, specs, axis_names)
 
 
 def infer_layout(
-    tx: optax.GradientTransformation, params: Any, mesh: AnyMesh, specs: Any = None
+    tx: optax.GradientTransformation,
+    params: Any,
+    mesh: AnyMesh,
+    specs: Any = None,
+    axis_names: tuple[str, ...] | None = None,
+    param_specs: Any = None,
 ) -> Layout:
     """The state's shapes and specs, by tracing `tx.update` until its types no longer change.
 
@@ -174,31 +231,83 @@ def infer_layout(
     """
     mesh = as_mesh(mesh)
     tx = optax.with_extra_args_support(tx)
+    axes = require_axes(axis_names, mesh)
+    cut = cut_of(params, mesh, axes, param_specs)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _as_arrays(params))
-    state = _trace(mesh, tx.init, params)
-    if specs is not None:
-        return Layout(state, specs)
+    with _shards.cut_as(cut):
+        state = _trace(mesh, axes, tx.init, params)
+        if specs is None:
+            specs = _inferred_specs(tx, params, state, mesh, axes, cut)
+    return Layout(state, specs, axes, cut)
+
+
+def _inferred_specs(tx, params, state, mesh, axes, cut):
     leaves, treedef = jax.tree.flatten(state)
     varying = [frozenset()] * len(leaves)
     while True:
-        found, updates = _varying_after_update(tx, params, state, varying, mesh)
+        found, updates = _varying_after_update(tx, params, state, varying, mesh, axes)
         widened = [old | new for old, new in zip(varying, found, strict=True)]
         if widened == varying:
             break
         varying = widened
     _require_replicated(updates)
-    specs = [PartitionSpec(_ordered(axes, mesh)) if axes else PartitionSpec() for axes in varying]
-    return Layout(state, treedef.unflatten(specs))
+    inside = [PartitionSpec()] * len(leaves)
+    if cut is not None:
+        inside = jax.tree.leaves(_shards.specs_like(cut, params, state), is_leaf=is_spec)
+    specs = [
+        PartitionSpec(_ordered(own, mesh), *spec) if own else spec
+        for own, spec in zip(varying, inside, strict=True)
+    ]
+    return treedef.unflatten(specs)
 
 
-def _varying_after_update(tx, params, state, varying, mesh):
+def cut_of(
+    params: Any, mesh: Mesh | AbstractMesh, axes: tuple[str, ...], param_specs: Any = None
+) -> _shards.Cut | None:
+    """How the parameters are cut over the axes of the mesh that are not the workers'."""
+    others = tuple(axis for axis in mesh.axis_names if axis not in axes)
+    if not others:
+        return None
+    if param_specs is None:
+        param_specs = jax.tree.map(_spec_as_it_lies, params)
+    specs = _shards.specs_by_path(param_specs)
+    for path, spec in specs.items():
+        if unknown := [axis for axis in _shards.axes_in(spec) if axis not in others]:
+            raise ValueError(
+                f"the parameter at {path or '(the whole tree)'} is cut as {spec}, over"
+                f" {unknown}. The axes inside a worker are {others}; each worker along {axes} needs"
+                " the whole parameter, in pieces on its own devices. Place it with"
+                " jax.device_put(x, NamedSharding(mesh, spec)) for a spec of these axes, or pass"
+                " param_specs=..."
+            )
+    return _shards.Cut(specs, others)
+
+
+def _spec_as_it_lies(x: Any) -> PartitionSpec:
+    sharding = getattr(x, "sharding", None)
+    return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
+
+
+def require_axes(axis_names: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The workers' axes as a tuple: all of the mesh for None."""
+    axes = mesh.axis_names if axis_names is None else _workers.axes_of(axis_names)
+    unknown = [axis for axis in axes if axis not in mesh.axis_names]
+    if unknown or not axes:
+        raise ValueError(
+            f"axis_names={axis_names!r}: the mesh has the axes {mesh.axis_names}"
+            + (f" and no {unknown}." if axes else ", and at least one must be the workers'.")
+        )
+    return tuple(map(str, axes))
+
+
+def _varying_after_update(tx, params, state, varying, mesh, workers):
     """The axes over which the leaves of the new state, and of the update, vary."""
     found: list[Any] = []
 
     def update(params, state):
         leaves, treedef = jax.tree.flatten(state)
         leaves = [_as_varying(x, axes) for x, axes in zip(leaves, varying, strict=True)]
-        gradients = _workers.as_varying(optax.tree.zeros_like(params), mesh.axis_names)
+        gradients = _workers.as_varying(optax.tree.zeros_like(params), workers)
         updates, new = tx.update(
             gradients, treedef.unflatten(leaves), params, value=jnp.zeros((), jnp.float32)
         )
@@ -212,7 +321,7 @@ def _varying_after_update(tx, params, state, varying, mesh):
         return jnp.zeros(())
 
     try:
-        _trace(mesh, update, params, state)
+        _trace(mesh, workers, update, params, state)
     except (TypeError, _workers.NotVaryingError) as error:
         is_branch = "cond branches" in str(error)
         if is_branch or isinstance(error, _workers.NotVaryingError):
@@ -233,9 +342,10 @@ _UNSAFE_WRAPPER = (
 )
 
 
-def _trace(mesh, fn, *args):
+def _trace(mesh, axes, fn, *args):
+    same = PartitionSpec()
     mapped = jax.shard_map(
-        fn, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=True
+        fn, mesh=mesh, in_specs=same, out_specs=same, axis_names={*axes}, check_vma=True
     )
     return jax.eval_shape(mapped, *args)
 
@@ -270,8 +380,31 @@ def is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
 
 
-def _on_local_leaves(fn, state, specs):
-    return jax.tree.map(lambda spec, x: fn(x) if spec else x, specs, state, is_leaf=is_spec)
+def is_local(spec: PartitionSpec, axis_names: tuple[str, ...] | None = None) -> bool:
+    """Whether a leaf with this spec has a leading axis of workers."""
+    if axis_names is None:
+        return bool(spec)
+    first = _workers.axes_of(spec[0]) if spec else ()
+    return bool({*first} & {*axis_names})
+
+
+def of_workers(specs: Any, axes: tuple[str, ...]) -> Any:
+    """The workers' part of specs: what a `jax.shard_map` over their axes alone may name."""
+
+    def part(spec):
+        return PartitionSpec(spec[0]) if is_local(spec, axes) else PartitionSpec()
+
+    return jax.tree.map(part, specs, is_leaf=is_spec)
+
+
+def as_shardings(specs: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def _on_local_leaves(fn, state, specs, axis_names):
+    return jax.tree.map(
+        lambda spec, x: fn(x) if is_local(spec, axis_names) else x, specs, state, is_leaf=is_spec
+    )
 
 
 def _as_varying(x, axes):

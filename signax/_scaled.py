@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _rules, _votes, _workers
+from signax import _coins, _rules, _shards, _votes, _workers
 from signax.wire import _ballot, _bits, _server, _slices
 
 
@@ -97,10 +97,12 @@ def average_scaled_signs(
         residual = None
         if bidirectional:
             _workers.require_bound(axis_name, f"{name}(bidirectional=True).init")
-            residual = jnp.zeros((_cut(params, axis_name).num_words, 8), jnp.float32)
+            sizes, num_devices = _shards.local_sizes(params)
+            slices = _slices.cut(sizes, _workers.num_workers(axis_name))
+            residual = jnp.zeros((num_devices * slices.num_words, 8), jnp.float32)
         return ScaledVoteState(*_votes.init_state(params, key), residual)
 
-    @_workers.in_auto_mode
+    @_shards.on_shards
     def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
         slices = _cut(updates, axis_name)
@@ -109,7 +111,7 @@ def average_scaled_signs(
         with jax.named_scope(f"signax.{name}"):
             ballot = _ballot.pack_scaled(updates)
             if bidirectional:
-                coins = _votes.make_coins(state, updates, axis_name)[1]
+                coins = _coins.make(state, updates, axis_name)[1]
                 answer = functools.partial(_answer_in_signs, coins)
                 decode = _decode_signs
             else:
@@ -119,13 +121,14 @@ def average_scaled_signs(
             answers, residual = _server.serve(
                 ballot.bits,
                 ballot.scales,
-                ballot.is_finite,
+                _shards.all_of(ballot.is_finite)[0],
                 slices,
                 functools.partial(answer, slices, worker, residual),
                 axis_name,
             )
-            voters = _server.from_bytes(answers[0, -4:], jnp.int32)[0]
+            voters = _shards.largest(_server.from_bytes(answers[0, -4:], jnp.int32)[0])
             mean = decode(answers[:, :-4], slices, ballot.bits.size, updates)
+            mean = _shards.as_copies(mean, _shards.shards_of(updates))
             num_absent = _workers.num_workers(axis_name) - voters
             mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
             state = state._replace(server_residual=residual)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _workers
+from signax import _shards, _workers
 
 
 class SkipTogetherState(NamedTuple):
@@ -80,7 +80,8 @@ def skip_together(
 
 
 def _any_worker(doubt: jax.Array, axis_name: _workers.AxisName | None) -> jax.Array:
+    doubt = _shards.largest(doubt.astype(jnp.int32))
     if axis_name is None:
-        return doubt.astype(bool)
+        return doubt > 0
     doubt = _workers.as_varying(doubt.astype(jnp.int32), axis_name)
     return jax.lax.pmax(doubt, axis_name) > 0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from signax import _layout, _local_updates, _worker_step
+from signax import _layout, _local_updates, _shards, _worker_step
 
 
 def require_divisible(
@@ -54,8 +54,20 @@ def require_train_state(state: Any) -> None:
         )
 
 
-def require_stacked(opt_state: Any, expected: Any, specs: Any, mesh: Any) -> None:
+def as_laid_out(state: _worker_step.TrainState, layout: _layout.Layout, mesh: Any) -> Any:
+    """The new state, its leaves cut over the axes inside a worker as those of the old one."""
+    if layout.cut is None:
+        return state
+    laid_out = jax.lax.with_sharding_constraint(
+        (state.params, state.opt_state),
+        _layout.as_shardings((_shards.specs_of(layout.cut, state.params), layout.specs), mesh),
+    )
+    return state._replace(params=laid_out[0], opt_state=laid_out[1])
+
+
+def require_stacked(opt_state: Any, layout: _layout.Layout, mesh: Any) -> None:
     """Refuses a state in which worker-local leaves are not there once for each worker."""
+    expected, specs = layout.state, layout.specs
     if jax.tree.structure(opt_state) != jax.tree.structure(expected):
         raise ValueError(
             "the optimizer state does not belong to this optimizer: it has the structure"
@@ -68,7 +80,8 @@ def require_stacked(opt_state: Any, expected: Any, specs: Any, mesh: Any) -> Non
         jax.tree.leaves(expected), jax.tree.leaves(specs, is_leaf=_layout.is_spec), strict=True
     )
     for (path, leaf), (want, spec) in zip(leaves, wanted, strict=True):
-        num_rows = _layout.num_rows(spec, mesh) if spec else None
+        is_local = _layout.is_local(spec, layout.axes)
+        num_rows = _layout.num_rows(spec, mesh) if is_local else None
         shape = want.shape if num_rows is None else (num_rows, *want.shape)
         if jnp.shape(leaf) == shape:
             continue

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout, _step_inputs
+from signax import _layout, _sharded_step, _shards, _step_inputs
 from signax._worker_step import Step, TrainState, make_worker_step
 from signax.wire import _server
 
@@ -28,6 +28,8 @@ def init_train_state(
     *,
     model_state: Any = None,
     key: jax.Array | None = None,
+    axis_names: tuple[str, ...] | None = None,
+    param_specs: Any = None,
     state_specs: Any = None,
     axis_name: str = "workers",
 ) -> TrainState:
@@ -40,14 +42,19 @@ def init_train_state(
       mesh: The workers' mesh, or the number M of simulated workers on one device.
       model_state: What the model carries besides parameters, such as BatchNorm statistics.
       key: A PRNG key, such as for dropout.
+      axis_names: The workers' axes of the mesh; None is all of them.
+      param_specs: How the parameters are cut over the other axes, inside each worker: a tree of
+        `PartitionSpec`; None is as they lie (their `NamedSharding`).
       state_specs: Overrides the layout that `signax.state_specs` infers.
       axis_name: The name of the axis of simulated workers; a mesh names its own.
 
     Returns:
-      A `TrainState`: the optimizer's worker-local leaves stacked and sharded, the rest replicated.
+      A `TrainState`: the optimizer's worker-local leaves stacked and sharded, the rest replicated
+      over the workers. Inside a worker, parameters and the memories of them are cut as
+      `param_specs` says.
 
     Raises:
-      ValueError: If the chain has no network link.
+      ValueError: If the chain has no network link, or a parameter is cut over the workers' axes.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
@@ -56,9 +63,12 @@ def init_train_state(
     """
     mesh = _layout.as_mesh(mesh, axis_name)
     step = jnp.zeros((), jnp.int32)
-    copies = _copy((step, params, model_state, key), mesh)
-    step, params, model_state, key = copies
-    opt_state = _layout.init_opt_state(tx, params, mesh, state_specs=state_specs)
+    cut = _layout.cut_of(params, mesh, _layout.require_axes(axis_names, mesh), param_specs)
+    params = _copy(params, mesh, cut)
+    step, model_state, key = _copy((step, model_state, key), mesh)
+    opt_state = _layout.init_opt_state(
+        tx, params, mesh, axis_names=axis_names, param_specs=param_specs, state_specs=state_specs
+    )
     return TrainState(step, params, opt_state, model_state, key)
 
 
@@ -71,6 +81,7 @@ def make_train_step(
     has_aux: bool = False,
     accumulate_steps: int = 1,
     local_steps: int = 1,
+    param_specs: Any = None,
     state_specs: Any = None,
     check_vma: bool = True,
 ) -> Step:
@@ -85,13 +96,18 @@ def make_train_step(
       tx: The optimizer, a chain with a network link over the workers' axes. Its `update` also gets
         `value=`, the mean loss.
       mesh: The workers' mesh (`make_worker_mesh`).
-      axis_names: The workers' axes of the mesh; None is all of them.
+      axis_names: The workers' axes of the mesh; None is all of them. Over the others the
+        parameters are cut inside each worker (FSDP, tensor parallelism): the loss is written for
+        whole arrays, the compiler cuts it as the parameters and the batch lie, and the signs of
+        each shard are exchanged with the same shard of the other workers.
       has_aux: Whether `loss_fn` also returns metrics.
       accumulate_steps: k: each worker's batch is cut into k micro-batches whose gradients are
         averaged before the vote.
       local_steps: k: each worker's batch is cut into k, one for each step that it takes alone
         before the exchange; `tx` is then `local_updates(inner, outer)`. A step of the state is a
         round of k, and `metrics` are means over it.
+      param_specs: How the parameters are cut over the other axes, a tree of `PartitionSpec`; None
+        is as they lie in the state at each call.
       state_specs: Overrides the layout that `signax.state_specs` infers.
       check_vma: Whether `jax.shard_map` checks types. Turn it off only for a loss that the check
         refuses, such as a `lax.scan` that starts from plain zeros.
@@ -99,6 +115,8 @@ def make_train_step(
     Returns:
       `step(state, batch) -> (state, metrics)`, jitted; it donates `state`. Leaves of `batch` have a
       leading axis that M * accumulate_steps * local_steps divides; worker n gets the n-th part.
+      How that part lies inside the worker is up to you and the compiler: place the batch with
+      `P(("hosts", "devices"))` and each device computes on its own rows.
       `metrics` is a flat dict of float32 scalars:
 
       - `loss`: the mean over the workers whose loss is finite (NaN if none is);
@@ -120,33 +138,40 @@ def make_train_step(
       0.5 5.0
     """
     _step_inputs.require_steps(tx, accumulate_steps, local_steps)
-    axes = tuple(mesh.axis_names if axis_names is None else axis_names)
+    axes = _layout.require_axes(axis_names, mesh)
     worker_step = make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps, local_steps)
 
-    def step(state, batch):
+    def step(state, batch, param_specs=param_specs):
         _step_inputs.require_train_state(state)
-        layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
+        layout = _layout.infer_layout(tx, state.params, mesh, state_specs, axes, param_specs)
         specs = layout.specs
-        _step_inputs.require_stacked(state.opt_state, layout.state, specs, mesh)
+        _step_inputs.require_stacked(state.opt_state, layout, mesh)
         _step_inputs.require_divisible(batch, mesh, axes, accumulate_steps, local_steps)
         replicated = PartitionSpec()
-        state_spec = TrainState._make((replicated, replicated, specs, replicated, replicated))
+        of_workers = _layout.of_workers(specs, axes)
+        state_spec = TrainState._make((replicated, replicated, of_workers, replicated, replicated))
 
         def on_worker(state, batch):
-            state = state._replace(opt_state=_layout.to_worker(state.opt_state, specs))
-            state, metrics = worker_step(state, batch)
-            opt_state = _layout.from_worker(state.opt_state, specs)
+            opt_state = _layout.to_worker(state.opt_state, specs, axes)
+            state, metrics = worker_step(state._replace(opt_state=opt_state), batch)
+            opt_state = _layout.from_worker(state.opt_state, specs, axes)
             return state._replace(opt_state=opt_state), metrics
 
-        return jax.shard_map(
+        mapped = jax.shard_map(
             on_worker,
             mesh=mesh,
             in_specs=(state_spec, PartitionSpec(axes)),
             out_specs=(state_spec, replicated),
+            axis_names={*axes},
             check_vma=check_vma,
-        )(state, batch)
+        )
+        with _shards.cut_as(layout.cut):
+            new, metrics = mapped(state, batch)
+        return _step_inputs.as_laid_out(new, layout, mesh), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if axes == tuple(mesh.axis_names) or param_specs is not None:
+        return jax.jit(step, donate_argnums=0)
+    return _sharded_step.StepOfShards(step, mesh, axes)
 
 
 def simulate_train_step(
@@ -202,7 +227,7 @@ def simulate_train_step(
         _step_inputs.require_train_state(state)
         layout = _layout.infer_layout(tx, state.params, mesh, state_specs)
         specs = layout.specs
-        _step_inputs.require_stacked(state.opt_state, layout.state, specs, mesh)
+        _step_inputs.require_stacked(state.opt_state, layout, mesh)
         _step_inputs.require_divisible(batch, mesh, (axis_name,), accumulate_steps, local_steps)
         axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=_layout.is_spec)
         batch = jax.tree.map(lambda x: x.reshape(num_workers, -1, *x.shape[1:]), batch)
@@ -220,9 +245,12 @@ def simulate_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _copy(tree: Any, mesh: _layout.AnyMesh) -> Any:
-    """Fresh buffers, replicated over the mesh: the state may be donated, the originals live on."""
+def _copy(tree: Any, mesh: _layout.AnyMesh, cut: _shards.Cut | None = None) -> Any:
+    """Fresh buffers on the mesh: the state may be donated, the originals live on."""
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731
     if not isinstance(mesh, Mesh):
         return jax.jit(copy)(tree)
-    return jax.jit(copy, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    shardings: Any = NamedSharding(mesh, PartitionSpec())
+    if cut is not None:
+        shardings = _layout.as_shardings(_shards.specs_of(cut, tree), mesh)
+    return jax.jit(copy, out_shardings=shardings)(tree)

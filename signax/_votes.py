@@ -22,14 +22,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _rules, _workers
+from signax import _coins, _rules, _shards, _workers
 from signax.signs import _random, _sign
-from signax.wire import _ballot, _owners, _server
+from signax.wire import _ballot, _dealing, _owners, _server
 
 OnNonfinite = Literal["abstain", "propagate", "error"]
-
-# Two tags: with one, the coin of a tie would equal worker 0's own coin.
-_OWN_COIN, _TIE_COIN = 0x4F574E43, 0x54494543
 
 
 class VoteState(NamedTuple):
@@ -181,7 +178,7 @@ def average_gradients(
     name = "average_gradients"
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
 
-    @_workers.in_auto_mode
+    @_shards.on_shards
     def update(updates, state):
         check_updates(updates, axis_name, name)
         with jax.named_scope(f"signax.{name}"):
@@ -214,7 +211,7 @@ def _vote(
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
     rule = rules[ties]
 
-    @_workers.in_auto_mode
+    @_shards.on_shards
     def update(updates, state):
         check_updates(updates, axis_name, name)
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
@@ -222,13 +219,18 @@ def _vote(
             nothing = jax.tree.map(lambda u: jnp.zeros(jnp.shape(u), jnp.result_type(u)), updates)
             return nothing, state._replace(count=state.count + 1)
         with jax.named_scope(f"signax.{name}"):
-            own_coins, tie_coins = make_coins(state, updates, axis_name)
+            owners = _owners.shards_of(updates, out_specs, axis_name, name)
+            # An owner's words stay in the order of the leaves: copies are then sent as often as
+            # there are any.
+            shards = None if owners else _shards.shards_of(updates)
+            dealing = _dealing.Dealing(jax.tree.leaves(updates), shards)
+            own_coins, tie_coins = _coins.make(state, updates, axis_name, dealing)
             ballot = _ballot.pack(updates)
-            is_voting = ballot.is_finite & (~ballot.is_zero | (on_nonfinite != "abstain"))
-            planes = _cast(ballot, is_voting, ties, own_coins)
-            shards = _owners.shards_of(updates, out_specs, axis_name, name)
+            is_finite, is_zero = _shards.all_of(ballot.is_finite, ballot.is_zero)
+            is_voting = is_finite & (~is_zero | (on_nonfinite != "abstain"))
+            planes = dealing.deal(_cast(ballot, is_voting, ties, own_coins))
             signs, voters = _decided(
-                rule, planes, is_voting, updates, tie_coins, shards, axis_name, wire
+                rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_name, wire
             )
             num_absent = _workers.num_workers(axis_name) - voters
             signs = handle_nonfinite(signs, num_absent, on_nonfinite, name)
@@ -237,7 +239,7 @@ def _vote(
     return optax.GradientTransformation(functools.partial(init_state, key=key), update)
 
 
-def _decided(rule, planes, is_voting, updates, tie_coins, shards, axis_name, wire):
+def _decided(rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_name, wire):
     """The planes counted and decided on: the result as a tree, and the number of voters."""
     num_workers = _workers.num_workers(axis_name)
 
@@ -247,17 +249,20 @@ def _decided(rule, planes, is_voting, updates, tie_coins, shards, axis_name, wir
     def decode(planes, size, dtype, voters):
         return rule.decode(planes, num_workers, voters, size, dtype)
 
-    if shards and _server.in_use(wire) == "packed":
+    if owners and _server.in_use(wire) == "packed":
         return _owners.tally(
-            planes, is_voting, updates, shards, tie_coins, decide, decode, axis_name
+            planes, is_voting, updates, owners, tie_coins, decide, decode, axis_name
         )
 
     def decide_slice(counts, voters, offset):
         return decide(counts, voters, functools.partial(tie_coins, counts[0].size, offset))
 
     results, voters = _server.tally(planes, is_voting, decide_slice, axis_name, wire)
-    signs = _ballot.unpack(results, updates, functools.partial(decode, voters=voters))
-    return _owners.own_parts(signs, shards, axis_name), voters
+    voters = _shards.largest(voters)
+    signs = _ballot.unpack_leaves(
+        dealing.collect(results), updates, functools.partial(decode, voters=voters)
+    )
+    return _owners.own_parts(signs, owners, axis_name), voters
 
 
 def _cast(
@@ -275,20 +280,6 @@ def _cast(
     # Two bits per coordinate whose sum is sign + 1, so that counting them sums the signs; a worker
     # who abstains says zero.
     return [positive, ~negative]
-
-
-def make_coins(state: Any, updates: Any, axis_name: _workers.AxisName | None):
-    """Random words for a worker's own zeros and for ties, by position in the packed buffer."""
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
-
-    def words(tag, worker, size, offset: jax.typing.ArrayLike = 0):
-        # The paths make the coins of two votes over parts of one tree independent.
-        link = _random.link_words(state.key, tag, state.count, worker)
-        words = _random.leaf_words(link, ["\n".join(paths)])[0]
-        return (_random.random_words(words, size, offset) >> 24).astype(jnp.uint8)
-
-    own = functools.partial(words, _OWN_COIN, _workers.worker_index(axis_name))
-    return own, functools.partial(words, _TIE_COIN, 0)
 
 
 def init_state(params: Any, key: jax.typing.ArrayLike) -> VoteState:

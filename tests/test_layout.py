@@ -19,8 +19,10 @@ PACKAGE = ROOT / "signax"
 # In reading order. A room imports only from rooms above it.
 ROOMS = (
     "_workers",
+    "_shards",
     "signs",
     "wire",
+    "_coins",
     "_rules",
     "_votes",
     "_scaled",
@@ -38,6 +40,7 @@ ROOMS = (
     "_layout",
     "_worker_step",
     "_step_inputs",
+    "_sharded_step",
     "_training",
     "_elastic",
     "_drift",

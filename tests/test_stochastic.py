@@ -68,7 +68,7 @@ def test_a_small_probability_keeps_its_signal(ratio: float, monkeypatch: pytest.
     threshold = round(ratio * 2**31)
     near = jnp.arange(-5000, 5000, dtype=jnp.int32)
     words = jax.lax.bitcast_convert_type(near, jnp.uint32)
-    monkeypatch.setattr(_random, "random_words", lambda *_: words)
+    monkeypatch.setattr(_random, "words_at", lambda *_: words)
     signs = signax.stochastic_sign(0, jnp.full(near.shape, 3.0 * ratio), 3.0)
     assert int((np.asarray(signs) > 0).sum()) == 5000 + threshold
     assert abs(threshold / 2**31 / ratio - 1) <= 0.5 / (abs(ratio) * 2**31)

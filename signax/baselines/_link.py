@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signax import _memory, _votes, _workers
+from signax import _memory, _shards, _votes, _workers
 from signax.signs import _sign
 
 # updates in float32 or wider, whether this worker counts, state -> mean, voters, said, memory
@@ -46,9 +46,15 @@ def make(
             state = state._replace(residual=residual)
         return state._replace(memory=init_memory(params, state.key))
 
-    @_workers.in_auto_mode
+    @_shards.on_shards
     def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
+        _shards.require_whole(
+            updates,
+            f"baselines.{name}",
+            "The baselines are for comparison on models that fit one device: leave the leaves"
+            " whole (PartitionSpec()), or use signax.compressed_mean or a vote.",
+        )
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
             # Made anew, so that JAX types the empty leaves as replicated.
             nothing = jax.tree.map(lambda u: jnp.zeros(jnp.shape(u), jnp.result_type(u)), updates)

@@ -73,7 +73,11 @@ def tree_words(words: jax.Array, tree: Any) -> Any:
 
 def random_words(words: jax.Array, size: int, offset: jax.typing.ArrayLike = 0) -> jax.Array:
     """`size` random uint32, those at positions offset, offset + 1, ... of the stream `words`."""
-    position = jax.lax.iota(jnp.uint32, size) + _word(offset)
+    return words_at(words, jax.lax.iota(jnp.uint32, size) + _word(offset))
+
+
+def words_at(words: jax.Array, position: jax.Array) -> jax.Array:
+    """The random uint32 at each position, uint32, of the stream `words`."""
     x = position ^ words[0]
     x = (x ^ (x >> 17)) * jnp.uint32(0xED5AD4BB)
     x = x ^ words[1]

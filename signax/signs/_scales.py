@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signax import _workers
+from signax import _shards, _workers
 from signax.signs import _sign
 
 Norm = Literal["l2", "linf"]
@@ -118,13 +118,16 @@ def find(
     largest: jax.Array | None,
     axis_name: _workers.AxisName | None,
     step: jax.Array,
+    shards: _shards.Shards = None,
 ) -> Scales:
     """R for each leaf, and whether this worker's gradient is finite."""
     if not isinstance(scale, Scale):
         fixed = normalized(jnp.asarray(scale, jnp.float32))
         return Scales([fixed] * len(leaves), _sign.all_finite(leaves), None)
     groups = [leaves] if scale.scope == "global" else [[leaf] for leaf in leaves]
-    if isinstance(scale.scope, int):
+    if shards is not None:
+        norms = _norms_of_shards(leaves, shards, scale)
+    elif isinstance(scale.scope, int):
         norms = [_block_norms(leaf, scale.norm, scale.scope) for leaf in leaves]
     else:
         norms = [norm_of(group, scale.norm) for group in groups]
@@ -198,6 +201,32 @@ def _block_norms(leaf: jax.Array, norm: Norm, block: int) -> Norms:
     """One norm for each block of coordinates, float32[ceil(d / block)]."""
     rows = jnp.pad(leaf.reshape(-1), (0, -leaf.size % block)).reshape(-1, block)
     return jax.vmap(lambda row: norm_of([row], norm))(rows)
+
+
+def _norms_of_shards(
+    leaves: Sequence[jax.Array], shards: Sequence[_shards.Shard], scale: Scale
+) -> list[Norms]:
+    """The norms of the whole leaves of which these are shards: two reductions of L floats."""
+    if isinstance(scale.scope, int):
+        raise ValueError(
+            f"Scale(scope={scale.scope}): blocks of {scale.scope} coordinates of a leaf do not"
+            " follow the shards that the leaf is cut into over the fast axes of the mesh, so one"
+            ' block\'s R would lie on two devices. Write scope="leaf" (with norm="linf", it carries'
+            ' nearly as much) or scope="global".'
+        )
+    wide = [leaf.astype(jnp.float32) for leaf in leaves]
+    largest = _shards.largest(jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in wide]))
+    if scale.scope == "global":
+        largest = jnp.max(largest, keepdims=True)
+    norms = normalized(largest)
+    if scale.norm == "l2":
+        unit = jnp.broadcast_to(norms.unit, len(leaves))
+        squares = [jnp.sum((x * (1.0 / unit[i])) ** 2) for i, x in enumerate(wide)]
+        squares = _shards.totals(jnp.array(squares), shards)
+        if scale.scope == "global":
+            squares = jnp.sum(squares, keepdims=True)
+        norms = Norms(jnp.sqrt(squares), norms.unit)
+    return [Norms(norms.mantissa[i], norms.unit[i]) for i in range(norms.unit.size)]
 
 
 def _of_coordinates(norms: Norms, block: int, size: int) -> Norms:

@@ -14,6 +14,7 @@ Sources: Safaryan and Richtarik, "Stochastic Sign Descent Methods", ICML 2021, a
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _workers
+from signax import _shards, _workers
 from signax.signs import _random
 
 Scope = Literal["leaf", "global"]
@@ -108,7 +109,7 @@ def scale_by_scaled_sign(
             f"scale_by_scaled_sign: unknown scope {scope!r}; choose one of {get_args(Scope)}."
         )
 
-    @_workers.in_auto_mode
+    @_shards.on_shards
     def update(updates, state):
         signs, scales, state = signs_and_scales(updates, state, axis_name, scope)
         said = jax.tree.map(lambda s, c: s * c, signs, scales)
@@ -139,20 +140,30 @@ def signs_and_scales(
     updates = jax.tree.map(jnp.asarray, updates)
     leaves, treedef = jax.tree.flatten(updates)
     is_finite = all_finite(updates)
-    groups = [leaves] if scope == "global" else [[leaf] for leaf in leaves]
-    means = jnp.array([mean_magnitude(group) for group in groups])
+    shards = _shards.shards_of(updates)
+    if shards is not None:
+        means = _means_of_shards(leaves, shards, scope)
+    else:
+        groups = [leaves] if scope == "global" else [[leaf] for leaf in leaves]
+        means = jnp.array([mean_magnitude(group) for group in groups])
     if is_shared and axis_name is not None:
         means = _mean_over_finite(means, is_finite, axis_name)
     scales = [means[0 if scope == "global" else i].astype(g.dtype) for i, g in enumerate(leaves)]
     words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
 
-    def sign(words, g):
-        coin = (_random.random_words(words, g.size) >> 31 == 1).reshape(g.shape)
+    def sign(words, g, shard):
+        places = _shards.positions(g, shard)
+        coin = (_random.words_at(words, places) >> 31 == 1).reshape(g.shape)
         one = jnp.where(is_finite, 1.0, jnp.nan).astype(g.dtype)
         return jnp.where((g > 0) | ((g == 0) & coin), one, -one)
 
-    signs = jax.tree.map(sign, _random.tree_words(words, updates), updates)
-    return signs, treedef.unflatten(scales), state._replace(count=state.count + 1)
+    own = jax.tree.leaves(_random.tree_words(words, updates))
+    signs = map(sign, own, leaves, shards or [None] * len(leaves))
+    return (
+        treedef.unflatten(signs),
+        treedef.unflatten(scales),
+        state._replace(count=state.count + 1),
+    )
 
 
 def _mean_over_finite(values: jax.Array, is_finite: jax.Array, axis_name: Any) -> jax.Array:
@@ -169,6 +180,22 @@ def mean_magnitude(leaves: Sequence[jax.Array]) -> jax.Array:
     unit = power_of_two(jnp.max(jnp.array([jnp.max(x, initial=0.0) for x in wide]), initial=0.0))
     total = sum((jnp.sum(x * (1.0 / unit)) for x in wide), start=jnp.zeros((), jnp.float32))
     return total / max(sum(x.size for x in wide), 1) * unit
+
+
+def _means_of_shards(
+    leaves: Sequence[jax.Array], shards: Sequence[_shards.Shard], scope: Scope
+) -> jax.Array:
+    """The mean of |g| over the whole leaves of which these are shards: float32[L], or [1]."""
+    wide = [jnp.abs(leaf.astype(jnp.float32)) for leaf in leaves]
+    largest = _shards.largest(jnp.array([jnp.max(x, initial=0.0) for x in wide]))
+    units = power_of_two(jnp.max(largest, keepdims=True) if scope == "global" else largest)
+    unit_of = [units[0 if scope == "global" else i] for i in range(len(leaves))]
+    sums = jnp.array([jnp.sum(x * (1.0 / unit)) for x, unit in zip(wide, unit_of, strict=True)])
+    total = _shards.totals(sums, shards)
+    sizes = [math.prod(_shards.whole_shape(*pair)) for pair in zip(leaves, shards, strict=True)]
+    if scope == "global":
+        return jnp.sum(total, keepdims=True) / max(sum(sizes), 1) * units
+    return total / jnp.array([float(max(size, 1)) for size in sizes]) * units
 
 
 def power_of_two(r: jax.Array) -> jax.Array:
@@ -199,19 +226,22 @@ def require_real(updates: Any, link: str) -> None:
 
 
 def all_finite(*trees: Any) -> jax.Array:
-    """Whether no leaf of the trees holds a NaN or an infinity: a bool scalar, True if empty."""
+    """Whether no leaf of the trees holds a NaN or an infinity: a bool scalar, True if empty.
+
+    Where leaves are cut over fast axes it is a fact about the whole worker.
+    """
     leaves = [jnp.asarray(x) for x in jax.tree.leaves(trees)]
     if not leaves:
         return jnp.ones((), bool)
     # The least of the flags by a sort, which XLA does not fuse: it would fuse a reduction over all
     # leaves into each leaf's own work, and 200 leaves would compile for minutes.
     flags = jnp.array([_is_finite(x) for x in leaves], jnp.uint8)
-    return jax.lax.sort(flags)[0] > 0
+    return _shards.all_of(jax.lax.sort(flags)[0] > 0)[0]
 
 
 def _is_finite(x: jax.Array) -> jax.Array:
     """One pass. XLA writes the flags of `jnp.all(jnp.isfinite(x))` out before it reduces them."""
-    if _workers.is_explicitly_sharded(x):  # such an array cannot be cut into rows
+    if _shards.is_left_to_the_compiler(x):  # to cut it into rows would gather it
         return jnp.all(jnp.isfinite(x))
     is_bad = ~jnp.isfinite(x.reshape(-1))
     whole = x.size - x.size % 512

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _workers
+from signax import _shards, _workers
 from signax.signs import _random, _scales, _sign
 
 _TAG = 0x53544F43  # this link's place in the address of a random word
@@ -136,7 +136,7 @@ def scale_by_stochastic_sign(
     """
     require_scale(scale, "scale_by_stochastic_sign")
 
-    @_workers.in_auto_mode
+    @_shards.on_shards
     def update(updates, state):
         signs, scales, state = signs_and_scales(updates, state, axis_name, scale)
         if rescale:
@@ -176,12 +176,17 @@ def signs_and_scales(
         return updates, updates, state._replace(count=state.count + 1)
     paths = [jax.tree_util.keystr(path) for path, _ in paths_and_leaves]
     leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
-    norms, is_finite, largest = _scales.find(leaves, scale, state.largest, axis_name, state.count)
+    shards = _shards.shards_of(updates)
+    norms, is_finite, largest = _scales.find(
+        leaves, scale, state.largest, axis_name, state.count, shards
+    )
     is_zero = jnp.all(jnp.array([jnp.all(norm.mantissa == 0) for norm in norms]))
     words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
     leaf_words = _random.leaf_words(words, paths)
+    shards = shards or [None] * len(leaves)
     signs = [
-        _draw(leaf_words[i], leaf, norms[i], is_finite, ~is_zero) for i, leaf in enumerate(leaves)
+        _draw(leaf_words[i], leaf, norms[i], is_finite, ~is_zero, shards[i])
+        for i, leaf in enumerate(leaves)
     ]
     scales = [_in_shape(_scales.value(norm), g) for norm, g in zip(norms, leaves, strict=True)]
     # The count is only an address: it may wrap after 2^32 steps.
@@ -194,19 +199,24 @@ def _in_shape(scale: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _draw(
-    words: jax.Array, g: jax.Array, norm: _scales.Norms, is_finite: jax.Array, has_scale: jax.Array
+    words: jax.Array,
+    g: jax.Array,
+    norm: _scales.Norms,
+    is_finite: jax.Array,
+    has_scale: jax.Array,
+    shard: _shards.Shard | None = None,
 ) -> jax.Array:
     """One sign per coordinate, whose mean is g / R."""
     mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)  # a leaf of zeros: fair coins
     x = g.reshape(-1).astype(jnp.float32) * (1.0 / norm.unit) * (2.0**31 / mantissa)
-    sign = sign_of_mean(words, x).reshape(g.shape)
+    sign = sign_of_mean(words, x, _shards.positions(g, shard)).reshape(g.shape)
     sign = jnp.where(is_finite, jnp.where(has_scale, sign, 0.0), jnp.nan)
     return sign.astype(g.dtype)
 
 
-def sign_of_mean(words: jax.Array, x: jax.Array) -> jax.Array:
+def sign_of_mean(words: jax.Array, x: jax.Array, places: jax.Array) -> jax.Array:
     """Draws -1 or +1 with mean x / 2^31 by an integer test, P(w < t) = 1/2 + t / 2^32; float32."""
-    random = jax.lax.bitcast_convert_type(_random.random_words(words, x.size), jnp.int32)
+    random = jax.lax.bitcast_convert_type(_random.words_at(words, places), jnp.int32)
     threshold = jnp.round(jnp.clip(x, -(2.0**31), _LARGEST_BELOW_1)).astype(jnp.int32)
     is_positive = (random < threshold) | (x >= 2.0**31)  # 2^31 itself is no int32
     return jnp.where(is_positive, 1.0, -1.0)

@@ -60,7 +60,21 @@ def unpack(
     results, start = [], 0
     for leaf in map(jnp.asarray, leaves):
         stop = start + -(-leaf.size // 8)
-        values = decode([plane[start:stop] for plane in planes], leaf.size, leaf.dtype)
-        results.append(values.reshape(leaf.shape))
+        results.append(_decoded([plane[start:stop] for plane in planes], leaf, decode))
         start = stop
     return treedef.unflatten(results)
+
+
+def unpack_leaves(
+    planes: Sequence[Sequence[jax.Array]],
+    updates: Any,
+    decode: Callable[[list[jax.Array], int, Any], Any],
+) -> Any:
+    """`unpack` of planes that are cut already: for each leaf, its own."""
+    leaves, treedef = jax.tree.flatten(updates)
+    pairs = zip(planes, map(jnp.asarray, leaves), strict=True)
+    return treedef.unflatten([_decoded(list(own), leaf, decode) for own, leaf in pairs])
+
+
+def _decoded(planes: list[jax.Array], leaf: jax.Array, decode: Callable) -> jax.Array:
+    return decode(planes, leaf.size, leaf.dtype).reshape(leaf.shape)
