@@ -7,7 +7,7 @@ it runs on each worker alone, what stands after it runs everywhere alike.
 
 # 0. Who are the workers?
 from signax._workers import as_varying
-from signax._shards import sharded
+from signax._shards._cut import sharded
 
 # 1. What does a worker say?
 from signax.signs._noisy import NoisySignState, noisy_sign, scale_by_noisy_sign
@@ -55,6 +55,7 @@ from signax import baselines
 # 6. One jitted step on a mesh of workers.
 from signax._drift import replicas_in_sync
 from signax._elastic import change_num_workers
+from signax._restoring import abstract_train_state
 from signax._layout import from_worker, init_opt_state, make_worker_mesh, state_specs, to_worker
 from signax._training import init_train_state, make_train_step, simulate_train_step
 from signax._worker_step import TrainState, local_value_and_grad
@@ -84,6 +85,7 @@ __all__ = [
     "WarmupState",
     "WireReport",
     "abstaining",
+    "abstract_train_state",
     "as_varying",
     "average_column_means",
     "average_gradients",

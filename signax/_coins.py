@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signax import _shards, _workers
+from signax import _workers
+from signax._shards import _whole
 from signax.signs import _random
 from signax.wire import _bits, _dealing
 
@@ -34,7 +35,7 @@ def make(
     With a `dealing`, the words of ties are those that this device sends, the own ones all it has.
     """
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
-    shards = _shards.shards_of(updates)
+    shards = _whole.shards_of(updates)
 
     def words(tag, worker):
         # The paths make the coins of two votes over parts of one tree independent.
@@ -63,11 +64,11 @@ def make(
 def _of_shards(words: jax.Array, updates: Any, shards: Any) -> jax.Array:
     """The coins of this device's coordinates, packed as its leaves are: uint8[W]."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
-    sizes = [int(np.prod(_shards.whole_shape(*pair))) for pair in zip(leaves, shards, strict=True)]
+    sizes = [int(np.prod(_whole.whole_shape(*pair))) for pair in zip(leaves, shards, strict=True)]
     starts = np.cumsum([0, *(-(-size // 8) for size in sizes)])  # words, in the whole buffer
 
     def packed(leaf, shard, start):
-        place = _shards.positions(leaf, shard)
+        place = _whole.positions(leaf, shard)
         word = _random.words_at(words, place // 8 + jnp.uint32(start % 2**32)) >> 24
         return _bits.pack_bits((word >> (place % 8)) & 1)
 

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _scaled, _shards, _votes, _workers
+from signax import _scaled, _votes, _workers
+from signax._shards import _nesting, _whole
 from signax.signs import _sign
 from signax.wire import _server, _slices
 
@@ -62,7 +63,7 @@ def scale_by_column_means() -> optax.GradientTransformation:
       Data-Parallel Distributed Training of Speech DNNs, Interspeech 2014, section 3.1.
     """
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         _sign.require_real(updates, "scale_by_column_means")
         updates = jax.tree.map(jnp.asarray, updates)
@@ -123,9 +124,10 @@ def average_column_means(
     _votes.require_choice(on_nonfinite, _votes.OnNonfinite, name, "on_nonfinite")
     _scaled.require_floating(down_dtype, name)
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
+        _whole.require_told(updates, axis_name, name)
         updates = jax.tree.map(jnp.asarray, updates)
         columns = [_rows_of_columns(leaf) for leaf in jax.tree.leaves(updates)]
         sizes = [size for c in columns for size in [c.shape[1]] * c.shape[0]]
@@ -142,9 +144,9 @@ def average_column_means(
                 functools.partial(_answer, slices, _workers.worker_index(axis_name), down_dtype),
                 axis_name,
             )
-            voters = _shards.largest(_server.from_bytes(answers[0, -4:], jnp.int32)[0])
+            voters = _whole.largest(_server.from_bytes(answers[0, -4:], jnp.int32)[0])
             means = _server.from_bytes(answers[:, :-4], down_dtype).reshape(-1, 8)
-            mean = _shards.as_copies(_unpack(means, columns, updates), _shards.shards_of(updates))
+            mean = _whole.as_copies(_unpack(means, columns, updates), _whole.shards_of(updates))
             num_absent = _workers.num_workers(axis_name) - voters
             mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
             return mean, _votes.next_state(state, voters, axis_name)

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _memory, _scaled, _shards, _votes, _workers
+from signax import _memory, _scaled, _votes, _workers
+from signax._shards import _nesting
 from signax.signs import _sign
 from signax.wire import _server
 
@@ -67,7 +68,7 @@ def compressed_differences(
         zeros = _memory.wide(optax.tree.zeros_like(params))
         return DifferencesState(zeros, zeros, compressor.init(params), average.init(params))
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
         change = jax.tree.map(jnp.subtract, _memory.wide(updates), state.estimate)

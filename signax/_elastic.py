@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from signax import _layout, _shards, _votes, _worker_step
+from signax import _layout, _votes, _worker_step
+from signax._shards import _cut
 
 How = Literal["mean", "zero"]
 
@@ -93,7 +94,7 @@ def change_num_workers(
     replicated: Any = PartitionSpec()
     params = replicated
     if layout.cut is not None:
-        params = _shards.specs_of(layout.cut, state.params)
+        params = _cut.specs_of(layout.cut, state.params)
     specs = _worker_step.TrainState._make(
         (replicated, params, layout.specs, replicated, replicated)
     )

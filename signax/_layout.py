@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from signax import _shards, _workers
+from signax import _workers
+from signax._shards import _cut
 
 AnyMesh = Mesh | AbstractMesh | int
 
@@ -35,7 +36,7 @@ class Layout(NamedTuple):
     state: Any  # tree of jax.ShapeDtypeStruct: the state as one worker sees it
     specs: Any  # the same tree of PartitionSpec: P(axes, ...) for worker-local leaves, else P(...)
     axes: tuple[str, ...]  # the workers' axes
-    cut: _shards.Cut | None  # how the parameters are cut over the others; None: there are no others
+    cut: _cut.Cut | None  # how the parameters are cut over the others; None: there are no others
 
 
 def make_worker_mesh(
@@ -158,7 +159,7 @@ def init_opt_state(
     specs = layout.specs
 
     def init(params):
-        with _shards.cut_as(layout.cut):
+        with _cut.cut_as(layout.cut):
             return from_worker(tx.init(params), specs, layout.axes)
 
     if isinstance(mesh, Mesh):
@@ -234,7 +235,7 @@ def infer_layout(
     axes = require_axes(axis_names, mesh)
     cut = cut_of(params, mesh, axes, param_specs)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _as_arrays(params))
-    with _shards.cut_as(cut):
+    with _cut.cut_as(cut):
         state = _trace(mesh, axes, tx.init, params)
         if specs is None:
             specs = _inferred_specs(tx, params, state, mesh, axes, cut)
@@ -253,7 +254,7 @@ def _inferred_specs(tx, params, state, mesh, axes, cut):
     _require_replicated(updates)
     inside = [PartitionSpec()] * len(leaves)
     if cut is not None:
-        inside = jax.tree.leaves(_shards.specs_like(cut, params, state), is_leaf=is_spec)
+        inside = jax.tree.leaves(_cut.specs_like(cut, params, state), is_leaf=is_spec)
     specs = [
         PartitionSpec(_ordered(own, mesh), *spec) if own else spec
         for own, spec in zip(varying, inside, strict=True)
@@ -263,16 +264,16 @@ def _inferred_specs(tx, params, state, mesh, axes, cut):
 
 def cut_of(
     params: Any, mesh: Mesh | AbstractMesh, axes: tuple[str, ...], param_specs: Any = None
-) -> _shards.Cut | None:
+) -> _cut.Cut | None:
     """How the parameters are cut over the axes of the mesh that are not the workers'."""
     others = tuple(axis for axis in mesh.axis_names if axis not in axes)
     if not others:
         return None
     if param_specs is None:
         param_specs = jax.tree.map(_spec_as_it_lies, params)
-    specs = _shards.specs_by_path(param_specs)
+    specs = _cut.specs_by_path(param_specs)
     for path, spec in specs.items():
-        if unknown := [axis for axis in _shards.axes_in(spec) if axis not in others]:
+        if unknown := [axis for axis in _cut.axes_in(spec) if axis not in others]:
             raise ValueError(
                 f"the parameter at {path or '(the whole tree)'} is cut as {spec}, over"
                 f" {unknown}. The axes inside a worker are {others}; each worker along {axes} needs"
@@ -280,7 +281,22 @@ def cut_of(
                 " jax.device_put(x, NamedSharding(mesh, spec)) for a spec of these axes, or pass"
                 " param_specs=..."
             )
-    return _shards.Cut(specs, others)
+    _require_equal_pieces(params, specs, mesh)
+    return _cut.Cut(specs, others)
+
+
+def _require_equal_pieces(params: Any, specs: Any, mesh: Mesh | AbstractMesh) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        for size, entry in zip(jnp.shape(leaf), specs.get(name, ()), strict=False):
+            parts = math.prod(mesh.shape[axis] for axis in _workers.axes_of(entry))
+            if size % parts:
+                raise ValueError(
+                    f"the parameter at {name or '(the whole tree)'} has shape {jnp.shape(leaf)}"
+                    f" and is cut as {specs[name]}: {size} coordinates do not make {parts} equal"
+                    " pieces. Cut another of its dimensions, pad it, or leave it whole with"
+                    " PartitionSpec()."
+                )
 
 
 def _spec_as_it_lies(x: Any) -> PartitionSpec:

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _coins, _rules, _shards, _votes, _workers
+from signax import _coins, _rules, _votes, _workers
+from signax._shards import _cut, _nesting, _whole
 from signax.wire import _ballot, _bits, _server, _slices
 
 
@@ -97,15 +98,16 @@ def average_scaled_signs(
         residual = None
         if bidirectional:
             _workers.require_bound(axis_name, f"{name}(bidirectional=True).init")
-            sizes, num_devices = _shards.local_sizes(params)
+            sizes, num_devices = _cut.local_sizes(params)
             slices = _slices.cut(sizes, _workers.num_workers(axis_name))
             residual = jnp.zeros((num_devices * slices.num_words, 8), jnp.float32)
         return ScaledVoteState(*_votes.init_state(params, key), residual)
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
-        slices = _cut(updates, axis_name)
+        _whole.require_told(updates, axis_name, name)
+        slices = _sliced(updates, axis_name)
         if slices.num_words == 0:
             return updates, state._replace(count=state.count + 1)
         with jax.named_scope(f"signax.{name}"):
@@ -121,14 +123,14 @@ def average_scaled_signs(
             answers, residual = _server.serve(
                 ballot.bits,
                 ballot.scales,
-                _shards.all_of(ballot.is_finite)[0],
+                _whole.all_of(ballot.is_finite)[0],
                 slices,
                 functools.partial(answer, slices, worker, residual),
                 axis_name,
             )
-            voters = _shards.largest(_server.from_bytes(answers[0, -4:], jnp.int32)[0])
+            voters = _whole.largest(_server.from_bytes(answers[0, -4:], jnp.int32)[0])
             mean = decode(answers[:, :-4], slices, ballot.bits.size, updates)
-            mean = _shards.as_copies(mean, _shards.shards_of(updates))
+            mean = _whole.as_copies(mean, _whole.shards_of(updates))
             num_absent = _workers.num_workers(axis_name) - voters
             mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
             state = state._replace(server_residual=residual)
@@ -221,7 +223,7 @@ def _decode_signs(answers, slices, num_words, updates):
     return _ballot.unpack([bits.reshape(-1)[:num_words], words], updates, decode)
 
 
-def _cut(tree: Any, axis_name: _workers.AxisName | None) -> _slices.Slices:
+def _sliced(tree: Any, axis_name: _workers.AxisName | None) -> _slices.Slices:
     sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(tree)]
     return _slices.cut(sizes, _workers.num_workers(axis_name))
 

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from signax import _layout, _shards, _step_inputs
+from signax import _layout, _step_inputs
+from signax._shards import _cut
 
 
 class StepOfShards:
@@ -19,7 +20,7 @@ class StepOfShards:
 
     def __init__(self, step: Callable, mesh: Mesh, axes: tuple[str, ...]):
         self._step, self._mesh, self._axes = step, mesh, axes
-        self._compiled = functools.cache(self._jitted)
+        self._jitted: dict[Any, Any] = {}  # one for each way that parameters were cut
 
     def __call__(self, state: Any, batch: Any) -> Any:
         return self._for(state)(state, batch)
@@ -33,9 +34,9 @@ class StepOfShards:
         cut = _layout.cut_of(state.params, self._mesh, self._axes)
         assert cut is not None  # a mesh without other axes has a plain jitted step
         treedef = jax.tree.structure(state.params)
-        specs = jax.tree.leaves(_shards.specs_of(cut, state.params), is_leaf=_layout.is_spec)
-        return self._compiled(treedef, tuple(specs))
-
-    def _jitted(self, treedef: Any, specs: Any) -> Any:
-        step = functools.partial(self._step, param_specs=treedef.unflatten(specs))
-        return jax.jit(step, donate_argnums=0)
+        specs = jax.tree.leaves(_cut.specs_of(cut, state.params), is_leaf=_layout.is_spec)
+        found = (treedef, tuple(specs))
+        if found not in self._jitted:
+            step = functools.partial(self._step, param_specs=treedef.unflatten(specs))
+            self._jitted[found] = jax.jit(step, donate_argnums=0)
+        return self._jitted[found]

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _shards, _workers
+from signax import _workers
+from signax._shards import _whole
 
 
 class SkipTogetherState(NamedTuple):
@@ -80,7 +81,7 @@ def skip_together(
 
 
 def _any_worker(doubt: jax.Array, axis_name: _workers.AxisName | None) -> jax.Array:
-    doubt = _shards.largest(doubt.astype(jnp.int32))
+    doubt = _whole.largest(doubt.astype(jnp.int32))
     if axis_name is None:
         return doubt > 0
     doubt = _workers.as_varying(doubt.astype(jnp.int32), axis_name)

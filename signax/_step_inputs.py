@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from signax import _layout, _local_updates, _shards, _worker_step
+from signax import _layout, _local_updates, _worker_step
+from signax._shards import _cut
 
 
 def require_divisible(
@@ -60,7 +61,7 @@ def as_laid_out(state: _worker_step.TrainState, layout: _layout.Layout, mesh: An
         return state
     laid_out = jax.lax.with_sharding_constraint(
         (state.params, state.opt_state),
-        _layout.as_shardings((_shards.specs_of(layout.cut, state.params), layout.specs), mesh),
+        _layout.as_shardings((_cut.specs_of(layout.cut, state.params), layout.specs), mesh),
     )
     return state._replace(params=laid_out[0], opt_state=laid_out[1])
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout, _sharded_step, _shards, _step_inputs
+from signax import _layout, _sharded_step, _step_inputs
+from signax._shards import _cut
 from signax._worker_step import Step, TrainState, make_worker_step
 from signax.wire import _server
 
@@ -165,7 +166,7 @@ def make_train_step(
             axis_names={*axes},
             check_vma=check_vma,
         )
-        with _shards.cut_as(layout.cut):
+        with _cut.cut_as(layout.cut):
             new, metrics = mapped(state, batch)
         return _step_inputs.as_laid_out(new, layout, mesh), metrics
 
@@ -245,12 +246,12 @@ def simulate_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _copy(tree: Any, mesh: _layout.AnyMesh, cut: _shards.Cut | None = None) -> Any:
+def _copy(tree: Any, mesh: _layout.AnyMesh, cut: _cut.Cut | None = None) -> Any:
     """Fresh buffers on the mesh: the state may be donated, the originals live on."""
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731
     if not isinstance(mesh, Mesh):
         return jax.jit(copy)(tree)
     shardings: Any = NamedSharding(mesh, PartitionSpec())
     if cut is not None:
-        shardings = _layout.as_shardings(_shards.specs_of(cut, tree), mesh)
+        shardings = _layout.as_shardings(_cut.specs_of(cut, tree), mesh)
     return jax.jit(copy, out_shardings=shardings)(tree)

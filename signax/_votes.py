@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _coins, _rules, _shards, _workers
+from signax import _coins, _rules, _workers
+from signax._shards import _nesting, _whole
 from signax.signs import _random, _sign
 from signax.wire import _ballot, _dealing, _owners, _server
 
@@ -178,7 +179,7 @@ def average_gradients(
     name = "average_gradients"
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         check_updates(updates, axis_name, name)
         with jax.named_scope(f"signax.{name}"):
@@ -211,9 +212,10 @@ def _vote(
     require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
     rule = rules[ties]
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         check_updates(updates, axis_name, name)
+        _whole.require_told(updates, axis_name, name)
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
             # Nothing to vote on. Made anew, so that JAX types the empty leaves as replicated.
             nothing = jax.tree.map(lambda u: jnp.zeros(jnp.shape(u), jnp.result_type(u)), updates)
@@ -222,11 +224,11 @@ def _vote(
             owners = _owners.shards_of(updates, out_specs, axis_name, name)
             # An owner's words stay in the order of the leaves: copies are then sent as often as
             # there are any.
-            shards = None if owners else _shards.shards_of(updates)
+            shards = None if owners else _whole.shards_of(updates)
             dealing = _dealing.Dealing(jax.tree.leaves(updates), shards)
             own_coins, tie_coins = _coins.make(state, updates, axis_name, dealing)
             ballot = _ballot.pack(updates)
-            is_finite, is_zero = _shards.all_of(ballot.is_finite, ballot.is_zero)
+            is_finite, is_zero = _whole.all_of(ballot.is_finite, ballot.is_zero)
             is_voting = is_finite & (~is_zero | (on_nonfinite != "abstain"))
             planes = dealing.deal(_cast(ballot, is_voting, ties, own_coins))
             signs, voters = _decided(
@@ -250,15 +252,16 @@ def _decided(rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_
         return rule.decode(planes, num_workers, voters, size, dtype)
 
     if owners and _server.in_use(wire) == "packed":
-        return _owners.tally(
+        signs, voters = _owners.tally(
             planes, is_voting, updates, owners, tie_coins, decide, decode, axis_name
         )
+        return _whole.as_copies(signs, _whole.shards_of(updates)), _whole.largest(voters)
 
     def decide_slice(counts, voters, offset):
         return decide(counts, voters, functools.partial(tie_coins, counts[0].size, offset))
 
     results, voters = _server.tally(planes, is_voting, decide_slice, axis_name, wire)
-    voters = _shards.largest(voters)
+    voters = _whole.largest(voters)
     signs = _ballot.unpack_leaves(
         dealing.collect(results), updates, functools.partial(decode, voters=voters)
     )

@@ -43,6 +43,7 @@ ROOMS = (
     "_sharded_step",
     "_training",
     "_elastic",
+    "_restoring",
     "_drift",
     "theory",
     "diagnostics",

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signax import _memory, _shards, _votes, _workers
+from signax import _memory, _votes, _workers
+from signax._shards import _nesting, _whole
 from signax.signs import _sign
 
 # updates in float32 or wider, whether this worker counts, state -> mean, voters, said, memory
@@ -46,10 +47,11 @@ def make(
             state = state._replace(residual=residual)
         return state._replace(memory=init_memory(params, state.key))
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         _votes.check_updates(updates, axis_name, name)
-        _shards.require_whole(
+        _whole.require_told(updates, axis_name, f"baselines.{name}")
+        _whole.require_whole(
             updates,
             f"baselines.{name}",
             "The baselines are for comparison on models that fit one device: leave the leaves"

@@ -20,7 +20,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from signax import _shards, _workers
+from signax import _workers
+from signax._shards import _nesting, _whole
 from signax.signs import _random, _sign, _stochastic
 
 Noise = Literal["normal", "uniform"]
@@ -118,16 +119,17 @@ def scale_by_noisy_sign(
         del params
         return NoisySignState(jnp.zeros((), jnp.int32), _random.key_words(key))
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         _workers.require_bound(axis_name, "scale_by_noisy_sign")
         _workers.require_own(updates, _workers.tracked_axes(axis_name), "scale_by_noisy_sign")
+        _whole.require_told(updates, axis_name, "scale_by_noisy_sign")
         _sign.require_real(updates, "scale_by_noisy_sign")
         updates = jax.tree.map(jnp.asarray, updates)
         is_finite = _sign.all_finite(updates)
         words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
         leaves, treedef = jax.tree.flatten(updates)
-        shards = _shards.shards_of(updates) or [None] * len(leaves)
+        shards = _whole.shards_of(updates) or [None] * len(leaves)
         own = jax.tree.leaves(_random.tree_words(words, updates))
         signs = [
             _draw(words, g, noise_scale, noise, is_finite, shard)
@@ -144,14 +146,14 @@ def _draw(
     noise_scale: jax.typing.ArrayLike,
     noise: Noise,
     is_finite: jax.Array,
-    shard: _shards.Shard | None = None,
+    shard: _whole.Shard | None = None,
 ) -> jax.Array:
     """A sign with mean 2 F(g / b) - 1: erf(g / (b sqrt 2)) for normal noise, g / b for uniform."""
     b = jnp.asarray(noise_scale, jnp.float32)
     wide = g.reshape(-1).astype(jnp.float32)
     ratio = jnp.where(b > 0, wide / jnp.where(b > 0, b, 1.0), 0.0)
     mean = jax.lax.erf(ratio * (0.5**0.5)) if noise == "normal" else ratio
-    places = _shards.positions(g, shard)
+    places = _whole.positions(g, shard)
     drawn = _stochastic.sign_of_mean(words, mean * 2.0**31, places)
     sign = jnp.where(b > 0, drawn, jnp.sign(wide))
     return jnp.where(is_finite, sign, jnp.nan).reshape(g.shape).astype(g.dtype)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signax import _shards, _workers
+from signax import _workers
+from signax._shards import _whole
 from signax.signs import _sign
 
 Norm = Literal["l2", "linf"]
@@ -118,7 +119,7 @@ def find(
     largest: jax.Array | None,
     axis_name: _workers.AxisName | None,
     step: jax.Array,
-    shards: _shards.Shards = None,
+    shards: _whole.Shards = None,
 ) -> Scales:
     """R for each leaf, and whether this worker's gradient is finite."""
     if not isinstance(scale, Scale):
@@ -204,7 +205,7 @@ def _block_norms(leaf: jax.Array, norm: Norm, block: int) -> Norms:
 
 
 def _norms_of_shards(
-    leaves: Sequence[jax.Array], shards: Sequence[_shards.Shard], scale: Scale
+    leaves: Sequence[jax.Array], shards: Sequence[_whole.Shard], scale: Scale
 ) -> list[Norms]:
     """The norms of the whole leaves of which these are shards: two reductions of L floats."""
     if isinstance(scale.scope, int):
@@ -215,14 +216,14 @@ def _norms_of_shards(
             ' nearly as much) or scope="global".'
         )
     wide = [leaf.astype(jnp.float32) for leaf in leaves]
-    largest = _shards.largest(jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in wide]))
+    largest = _whole.largest(jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in wide]))
     if scale.scope == "global":
         largest = jnp.max(largest, keepdims=True)
     norms = normalized(largest)
     if scale.norm == "l2":
         unit = jnp.broadcast_to(norms.unit, len(leaves))
         squares = [jnp.sum((x * (1.0 / unit[i])) ** 2) for i, x in enumerate(wide)]
-        squares = _shards.totals(jnp.array(squares), shards)
+        squares = _whole.totals(jnp.array(squares), shards)
         if scale.scope == "global":
             squares = jnp.sum(squares, keepdims=True)
         norms = Norms(jnp.sqrt(squares), norms.unit)

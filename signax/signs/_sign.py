@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _shards, _workers
+from signax import _workers
+from signax._shards import _cut, _nesting, _whole
 from signax.signs import _random
 
 Scope = Literal["leaf", "global"]
@@ -109,7 +110,7 @@ def scale_by_scaled_sign(
             f"scale_by_scaled_sign: unknown scope {scope!r}; choose one of {get_args(Scope)}."
         )
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         signs, scales, state = signs_and_scales(updates, state, axis_name, scope)
         said = jax.tree.map(lambda s, c: s * c, signs, scales)
@@ -136,11 +137,12 @@ def signs_and_scales(
     """
     _workers.require_bound(axis_name, "scale_by_scaled_sign")
     _workers.require_own(updates, _workers.tracked_axes(axis_name), "scale_by_scaled_sign")
+    _whole.require_told(updates, axis_name, "scale_by_scaled_sign")
     require_real(updates, "scale_by_scaled_sign")
     updates = jax.tree.map(jnp.asarray, updates)
     leaves, treedef = jax.tree.flatten(updates)
     is_finite = all_finite(updates)
-    shards = _shards.shards_of(updates)
+    shards = _whole.shards_of(updates)
     if shards is not None:
         means = _means_of_shards(leaves, shards, scope)
     else:
@@ -152,7 +154,7 @@ def signs_and_scales(
     words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
 
     def sign(words, g, shard):
-        places = _shards.positions(g, shard)
+        places = _whole.positions(g, shard)
         coin = (_random.words_at(words, places) >> 31 == 1).reshape(g.shape)
         one = jnp.where(is_finite, 1.0, jnp.nan).astype(g.dtype)
         return jnp.where((g > 0) | ((g == 0) & coin), one, -one)
@@ -183,16 +185,16 @@ def mean_magnitude(leaves: Sequence[jax.Array]) -> jax.Array:
 
 
 def _means_of_shards(
-    leaves: Sequence[jax.Array], shards: Sequence[_shards.Shard], scope: Scope
+    leaves: Sequence[jax.Array], shards: Sequence[_whole.Shard], scope: Scope
 ) -> jax.Array:
     """The mean of |g| over the whole leaves of which these are shards: float32[L], or [1]."""
     wide = [jnp.abs(leaf.astype(jnp.float32)) for leaf in leaves]
-    largest = _shards.largest(jnp.array([jnp.max(x, initial=0.0) for x in wide]))
+    largest = _whole.largest(jnp.array([jnp.max(x, initial=0.0) for x in wide]))
     units = power_of_two(jnp.max(largest, keepdims=True) if scope == "global" else largest)
     unit_of = [units[0 if scope == "global" else i] for i in range(len(leaves))]
     sums = jnp.array([jnp.sum(x * (1.0 / unit)) for x, unit in zip(wide, unit_of, strict=True)])
-    total = _shards.totals(sums, shards)
-    sizes = [math.prod(_shards.whole_shape(*pair)) for pair in zip(leaves, shards, strict=True)]
+    total = _whole.totals(sums, shards)
+    sizes = [math.prod(_whole.whole_shape(*pair)) for pair in zip(leaves, shards, strict=True)]
     if scope == "global":
         return jnp.sum(total, keepdims=True) / max(sum(sizes), 1) * units
     return total / jnp.array([float(max(size, 1)) for size in sizes]) * units
@@ -236,12 +238,12 @@ def all_finite(*trees: Any) -> jax.Array:
     # The least of the flags by a sort, which XLA does not fuse: it would fuse a reduction over all
     # leaves into each leaf's own work, and 200 leaves would compile for minutes.
     flags = jnp.array([_is_finite(x) for x in leaves], jnp.uint8)
-    return _shards.all_of(jax.lax.sort(flags)[0] > 0)[0]
+    return _whole.all_of(jax.lax.sort(flags)[0] > 0)[0]
 
 
 def _is_finite(x: jax.Array) -> jax.Array:
     """One pass. XLA writes the flags of `jnp.all(jnp.isfinite(x))` out before it reduces them."""
-    if _shards.is_left_to_the_compiler(x):  # to cut it into rows would gather it
+    if _cut.is_left_to_the_compiler(x):  # to cut it into rows would gather it
         return jnp.all(jnp.isfinite(x))
     is_bad = ~jnp.isfinite(x.reshape(-1))
     whole = x.size - x.size % 512

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _shards, _workers
+from signax import _workers
+from signax._shards import _nesting, _whole
 from signax.signs import _random, _scales, _sign
 
 _TAG = 0x53544F43  # this link's place in the address of a random word
@@ -136,7 +137,7 @@ def scale_by_stochastic_sign(
     """
     require_scale(scale, "scale_by_stochastic_sign")
 
-    @_shards.on_shards
+    @_nesting.on_shards
     def update(updates, state):
         signs, scales, state = signs_and_scales(updates, state, axis_name, scale)
         if rescale:
@@ -170,13 +171,14 @@ def signs_and_scales(
     """What this worker says (NaN if it abstains), and R: one for each leaf or each coordinate."""
     _workers.require_bound(axis_name, "scale_by_stochastic_sign")
     _workers.require_own(updates, _workers.tracked_axes(axis_name), "scale_by_stochastic_sign")
+    _whole.require_told(updates, axis_name, "scale_by_stochastic_sign")
     _sign.require_real(updates, "scale_by_stochastic_sign")
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
     if not paths_and_leaves:
         return updates, updates, state._replace(count=state.count + 1)
     paths = [jax.tree_util.keystr(path) for path, _ in paths_and_leaves]
     leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
-    shards = _shards.shards_of(updates)
+    shards = _whole.shards_of(updates)
     norms, is_finite, largest = _scales.find(
         leaves, scale, state.largest, axis_name, state.count, shards
     )
@@ -204,12 +206,12 @@ def _draw(
     norm: _scales.Norms,
     is_finite: jax.Array,
     has_scale: jax.Array,
-    shard: _shards.Shard | None = None,
+    shard: _whole.Shard | None = None,
 ) -> jax.Array:
     """One sign per coordinate, whose mean is g / R."""
     mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)  # a leaf of zeros: fair coins
     x = g.reshape(-1).astype(jnp.float32) * (1.0 / norm.unit) * (2.0**31 / mantissa)
-    sign = sign_of_mean(words, x, _shards.positions(g, shard)).reshape(g.shape)
+    sign = sign_of_mean(words, x, _whole.positions(g, shard)).reshape(g.shape)
     sign = jnp.where(is_finite, jnp.where(has_scale, sign, 0.0), jnp.nan)
     return sign.astype(g.dtype)
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signax import _shards, _workers
+from signax import _workers
+from signax._shards import _whole
 from signax.wire import _server
 
 Planes = Sequence[jax.Array]
@@ -22,7 +23,7 @@ Planes = Sequence[jax.Array]
 class Dealing:
     """How buffers of packed leaves are dealt out to the devices of a worker."""
 
-    def __init__(self, leaves: Sequence[Any], shards: _shards.Shards):
+    def __init__(self, leaves: Sequence[Any], shards: _whole.Shards):
         self._sizes = [-(-jnp.size(leaf) // 8) for leaf in leaves]
         copies = [shard.copies for shard in shards] if shards else [()] * len(leaves)
         self._groups = {axes: [i for i, c in enumerate(copies) if c == axes] for axes in copies}
