@@ -96,6 +96,7 @@ def test_a_host_sends_the_bits_of_all_its_devices_whatever_their_number():
             (num_hosts, 8 // num_hosts), ("hosts", "devices"), (jax.sharding.AxisType.Auto,) * 2
         )
         tx = signax.majority_vote("hosts", ties="random")
+        tx = signax.sharded(tx, jax.P("devices"))
 
         def vote(gradients, tx=tx):  # each device's own shard of its host's gradient
             return tx.update(gradients[0], tx.init(gradients))[0]
