@@ -110,6 +110,6 @@ def test_a_host_sends_the_bits_of_all_its_devices_whatever_their_number():
         assert across.bits_per_coordinate == pytest.approx(2 * share, abs=SLACK)
         assert across.num_collectives == 2
         assert "sent per place along 'hosts'" in str(across)
-        assert not report.across("devices", mesh).collectives
+        assert report.across("devices", mesh).bits < 2000  # flags: who votes, agreed in the host
     with pytest.raises(ValueError, match="has no axis 'rack'"):
         report.across("rack", mesh)
