@@ -50,7 +50,7 @@ def test_on_label_partitioned_digits_the_workers_disagree():
     assert cli.main(["doctor", page, *SMALL, "--steps=20", "--workdir=here"]) == 0
     report = json.loads(Path("here/report.json").read_text())
     assert report["verdict"]["name"] == "heterogeneous"
-    assert 'scale=signax.Scale("linf", "leaf", shared=True)' in report["verdict"]["advice"][0]
+    assert 'scale=signax.Scale("linf", 256, shared=True)' in report["verdict"]["advice"][0]
 
 
 def test_the_reference_is_the_gradient_over_all_that_a_worker_owns():

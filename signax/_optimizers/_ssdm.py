@@ -42,7 +42,7 @@ def ssdm(
     to homogeneous workers.) `Scale(shared=True)` is the cure: with one R for all workers, (R/M)
     times the sum of signs is an unbiased estimate of the mean momentum, however different the
     workers are. And the paper's R, the l2 norm of the whole gradient, leaves a signal of about
-    1/sqrt(d) per coordinate: `Scale("linf", "leaf", shared=True)` carries far more.
+    1/sqrt(d) per coordinate: `Scale("linf", 256, shared=True)` carries far more.
 
     **What is left without a part** (section 4.3 of the paper): `beta=0` is no momentum, and with
     `rescale=True`, norms sent, the workers' norms travel with their signs and the step is the

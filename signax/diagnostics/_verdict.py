@@ -216,8 +216,8 @@ def _advise_failing(total, cost):
 
 def _advise_divided(total, cost):
     yield (
-        'signax.ssdm(learning_rate, scale=signax.Scale("linf", "leaf", shared=True),'
-        " axis_name=...): one scale for all workers"
+        'signax.ssdm(learning_rate, scale=signax.Scale("linf", 256, shared=True),'
+        " axis_name=...): scales that all workers share"
     )
     yield "or signax.ef_sign_sgd(learning_rate, axis_name=...): a memory of what the signs left out"
 
