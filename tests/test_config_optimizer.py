@@ -53,6 +53,21 @@ def test_every_field_belongs_to_some_optimizer_and_every_scale_field_to_scale():
     assert {*default_config.SCALE_FIELDS} == fields | {"fixed"}
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"), [("signum", 0.003), ("ssdm", 0.03), ("double_squeeze", 0.3)]
+)
+def test_a_learning_rate_that_is_left_out_is_in_the_units_of_the_optimizer(name: str, rate: float):
+    given, left_out = (
+        update_of(make(name=name, schedule="constant", learning_rate=r)) for r in (rate, None)
+    )
+    jax.tree.map(np.testing.assert_array_equal, given, left_out)
+
+
+def test_an_optimizer_of_ones_own_needs_a_learning_rate():
+    with pytest.raises(UsageError, match=r"units of signax:signum.*optimizer\.learning_rate"):
+        make(name="signax:signum")
+
+
 def update_of(tx: Any) -> Any:
     g = {"w": jnp.linspace(-1.0, 2.0, 12).reshape(4, 3), "b": jnp.array([0.5, -1.0])}
     rows = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), g)
