@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import signax
-from signax.experiments import default_config
+from signax.experiments import default_config, workdir
 from signax.experiments.adamw import adamw
 from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError
@@ -150,3 +150,14 @@ def test_adamw_of_low_rank_is_power_sgds_mean_in_front():
     run = lambda tx: map_workers("vmap", lambda g: tx.update(g, tx.init(g), g)[0], 2)  # noqa: E731
     rows = jnp.stack([g, 2 * g])
     np.testing.assert_array_equal(run(ours)(rows), run(theirs)(rows))
+
+
+def test_a_run_from_before_a_field_existed_had_its_default():
+    new = config_of().to_dict()
+    old = {name: value for name, value in new.items() if name not in ("local_steps", "inner")}
+    saved = {"num_workers": 2, "config": old}
+    workdir._check_same_run(saved, {"num_workers": 2, "config": new}, False)
+    with pytest.raises(UsageError, match=r"config\.local_steps=1 and this one 4"):
+        workdir._check_same_run(
+            saved, {"num_workers": 2, "config": {**new, "local_steps": 4}}, False
+        )
