@@ -269,6 +269,13 @@ def cut_of(
     others = tuple(axis for axis in mesh.axis_names if axis not in axes)
     if not others:
         return None
+    if explicit := [axis for axis in others if axis in mesh.explicit_axes]:
+        raise ValueError(
+            f"the mesh axes {explicit} inside a worker are Explicit, where every line of the loss"
+            " must say how its arrays are cut; the step leaves that to the compiler. Make the mesh"
+            " with AxisType.Auto, as signax.make_worker_mesh(..., inside=...) does, and place the"
+            " parameters with NamedSharding as before."
+        )
     if param_specs is None:
         param_specs = jax.tree.map(_spec_as_it_lies, params)
     specs = _cut.specs_by_path(param_specs)

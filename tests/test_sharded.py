@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import signax
@@ -411,6 +411,10 @@ def test_specs_that_cannot_be_are_refused():
         signax.state_specs(
             LINES["signum"](HOSTS), params(), mesh_of(2, 3), axis_names=(HOSTS,), param_specs=SPECS
         )
+    types = (AxisType.Auto, AxisType.Explicit)
+    explicit = jax.make_mesh((2, 4), (HOSTS, "devices"), types)
+    with pytest.raises(ValueError, match=r"\['devices'\] inside a worker are Explicit"):
+        started(LINES["signum"](HOSTS), explicit)
     tx, mesh = LINES["signum"](HOSTS), mesh_of(2, 4)
     with pytest.raises(TypeError, match=r"param_specs at \['rows'\] is 'devices'"):
         signax.sharded(tx, {"rows": "devices"})
