@@ -48,12 +48,15 @@ def params() -> Any:
 
 
 def targets(step: int, num_hosts: int) -> Any:
-    """What each host pulls its parameters to: one row for each."""
+    """What each host pulls its parameters to: one row for each. Now and then the last abstains."""
     draw = np.random.default_rng(step)
-    return {
+    rows = {
         name: draw.integers(-1, 2, (num_hosts, *shape)).astype(np.float32)
         for name, shape in SHAPES.items()
     }
+    if step % 10 == 7:
+        rows["rows"][-1, 0, 0] = np.nan  # in one piece of one leaf
+    return rows
 
 
 def loss(x: Any, target: Any) -> jax.Array:
