@@ -274,13 +274,9 @@ HIDING = {
         signax.average_scaled_signs(WORKERS),
     ),
     "compressed mean": lambda: optax.chain(signax.compressed_mean(WORKERS), optax.adam(0.1)),
-    "warm-up": lambda: signax.warmup(
-        5, signax.signum(0.1, axis_name=WORKERS), dense=signax.dense_sgd(0.1, axis_name=WORKERS)
-    ),
 } | {
-    name: functools.partial(row.make, 0.1, axis_name=WORKERS)
-    for name, row in named_algorithms.OPTIMIZERS.items()
-    if " " not in name  # variants differ in numbers, not in links
+    name: functools.partial(named_algorithms.OPTIMIZERS[name].make, 0.1, axis_name=WORKERS)
+    for name in ("signum", "ssdm", "noisy_sign_sgd", "distributed_lion", "ef21", "one_bit_sgd")
 }
 
 
