@@ -17,7 +17,16 @@ import pytest
 
 import signax
 from signax.experiments import cli, processes
-from signax.experiments.bench import bench_command, bits, c_loop, local, network, steps, timing
+from signax.experiments.bench import (
+    bench_command,
+    bits,
+    c_loop,
+    hosts,
+    local,
+    network,
+    steps,
+    timing,
+)
 from signax.experiments.bench.settings import parse_bandwidth, parse_parts, parse_sizes
 from signax.experiments.errors import UsageError
 from workers import run_python
@@ -82,6 +91,9 @@ def test_sizes_and_parts_are_lists():
         (["--rounds=many"], "--rounds"),
         (["--speed"], "--help"),
         (["--only=gossip"], "majority"),
+        (["--mesh=2by4"], "write HOSTSxDEVICES, such as 2x4"),
+        (["--mesh=2x4", "--processes=2"], "leave out --processes"),
+        (["--mesh=100x100"], "at most 64 devices"),
     ],
     ids=str,
 )
@@ -170,6 +182,24 @@ def test_a_quick_run_measures_every_part_and_writes_json_and_a_picture():
     for part in ("", "kernels", "bits", "steps"):
         assert Path("out", part, "bench.png").read_bytes().startswith(b"\x89PNG")
     assert 'majority, ties="random"' in printed
+
+
+@pytest.mark.slow
+def test_a_mesh_of_hosts_prints_memory_and_what_goes_across():
+    printed = bench("--mesh=2x2", "--quick", "--workdir=out")
+    rows = {
+        row["optimizer"]: row for row in json.loads(Path("out/bench.json").read_text())["hosts"]
+    }
+    assert [*rows] == [*hosts.optimizers()]
+    dense, vote = rows["dense_sgd"], rows['sign_sgd(ties="random")']
+    kinds = [text.split()[0] for text in vote["collectives_across_hosts"]]
+    assert kinds == ["all-to-all", "all-gather"]
+    # 1 bit each way, half of it to the other host; 20,000 coordinates, headers of 16 bytes.
+    assert 1.0 <= vote["bits_per_coordinate"] < 1.02
+    assert dense["bits_per_coordinate"] >= 32
+    words = vote["num_parameters"] // 2 // 8
+    assert vote["temporary_bytes"] <= dense["temporary_bytes"] + 2 * words + 64  # headers
+    assert "2 hosts x 2 devices" in printed
 
 
 def test_local_processes_measure_together_and_the_first_one_writes():

@@ -6,6 +6,7 @@ timing          contestants measured in turns: medians, and ratios with their sp
 kernels         (a) one worker alone: signs, packing, counting, the local step
 bits            (b) bits per coordinate of every algorithm and wire, from HLO
 steps           (c) whole steps and exchanges on the devices at hand
+hosts           (d) memory and bits of models that are cut inside each host
 model           the trees and the network that are stepped
 local           the same in several local processes
 network         joins them by a slow network (Linux namespaces)

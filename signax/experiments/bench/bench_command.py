@@ -12,6 +12,7 @@ from signax.experiments.bench import network, race_settings
 from signax.experiments.bench.settings import (
     Settings,
     parse_bandwidth,
+    parse_mesh,
     parse_parts,
     parse_sizes,
     quick,
@@ -26,6 +27,7 @@ What sign methods cost here: ratios measured in turns within one run, medians wi
   signax bench --parts=kernels --sizes=1e8           one worker alone, large arrays
   signax bench --processes=4                         4 local processes on the loopback
   signax bench --processes=4 --bandwidth=100mbit     the same over a slow network (Linux, root)
+  signax bench --mesh=2x4                            2 hosts of 4 devices, the model cut inside
   srun -N 8 signax bench                             your cluster, under your own launcher
   signax bench --to_accuracy --help                  time and megabytes until a target, instead
 
@@ -65,6 +67,8 @@ def parse(argv: Sequence[str]) -> Settings:
     for name in ("parameters", "leaves", "batch", "workers", "rounds", "processes"):
         if given.get(name, 1) < 1:
             raise UsageError(f"--{name}={given[name]}: it must be at least 1.")
+    if "mesh" in given and {"processes", "parts"} & {*given}:
+        raise UsageError("--mesh is compiled in this process: leave out --processes and --parts.")
     if given.get("processes", 2) < 2:
         raise UsageError("--processes=1: one process has nobody to talk to; leave it out.")
     settings = Settings(workers=given.get("workers"))
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, help="after which a group begins no new round; default: 60")
     add("--processes", type=_count, help="local processes, joined by gloo")
     add("--bandwidth", type=parse_bandwidth, help="of each process's link: 100mbit, 1gbit")
+    add("--mesh", type=parse_mesh, help="HOSTSxDEVICES: memory and bits of a model cut inside")
     add("--workdir", type=Path, help="where to write; default: runs/bench")
     add("--to_accuracy", action="store_true", help="another benchmark, with its own --help")
     add("--quick", action="store_true", help="the smallest of everything")

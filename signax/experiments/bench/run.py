@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 import signax
 from signax.experiments import cluster, processes, workers
-from signax.experiments.bench import bits, chart, kernels, local, report, steps
+from signax.experiments.bench import bits, chart, hosts, kernels, local, report, steps
 from signax.experiments.bench.settings import Settings
 from signax.experiments.bench.timing import Group, measure
 from signax.experiments.errors import UsageError
@@ -30,6 +30,8 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
         return cluster.run_joined(
             meeting, cluster.HEARTBEAT_TIMEOUT, lambda: _measure(settings, ("steps",))
         )
+    if settings.mesh:
+        return _compile_on_hosts(settings, settings.mesh)
     if settings.processes:
         command = processes.python("bench", *without(argv, "--processes", "--bandwidth"))
         status = local.run(command, settings.processes, settings.bandwidth, settings.workdir)
@@ -84,6 +86,22 @@ def _measure(settings: Settings, parts: Sequence[str]) -> int:
             "bits": table,
         }
         _write(settings.workdir, content)
+    return 0
+
+
+def _compile_on_hosts(settings: Settings, mesh: tuple[int, int]) -> int:
+    rows = []
+    for row in hosts.rows(*mesh, settings.parameters, settings.batch):
+        _say(f"compiled: {row['optimizer']}")
+        rows.append(row)
+    print(hosts.table(rows, mesh), flush=True)
+    content = {
+        "signax": signax.__version__,
+        "machine": report.machine(),
+        "settings": settings.to_json(),
+        "hosts": rows,
+    }
+    _write(settings.workdir, content)
     return 0
 
 
@@ -163,11 +181,13 @@ def _write(workdir: Path, content: dict[str, Any]) -> None:
         where = content["machine"]
         title = f"signax {content['signax']} on {where['device']}, {where['cpu_count']} cores, "
         title += f"jax {where['jax']}"
-        chart.draw(content["groups"], content["bits"], title, workdir / "bench.png")
+        if "groups" in content:
+            chart.draw(content["groups"], content["bits"], title, workdir / "bench.png")
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot write in the work directory {workdir}: {reason}.") from error
-    print(f"\nwritten to {workdir}{os.sep}{{bench.json, bench.png}}", flush=True)
+    names = "{bench.json, bench.png}" if "groups" in content else "bench.json"
+    print(f"\nwritten to {workdir}{os.sep}{names}", flush=True)
 
 
 def without(argv: Sequence[str], *names: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from signax.experiments.errors import UsageError
 
 PARTS = ("kernels", "bits", "steps")
+_MOST_DEVICES = 64  # that one process is made to play
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
@@ -26,6 +27,7 @@ class Settings:
     seconds: float = 60.0  # for one group of contestants
     processes: int | None = None
     bandwidth: int | None = None  # bits per second
+    mesh: tuple[int, int] | None = None  # hosts, devices of each
     workdir: Path = Path("runs/bench")
     quick: bool = False
 
@@ -67,6 +69,17 @@ def parse_parts(text: str) -> tuple[str, ...]:
         if part not in PARTS:
             raise UsageError(f"--parts={text}: unknown part {part!r}. There is: {', '.join(PARTS)}")
     return tuple(part for part in PARTS if part in asked)
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """`2x4` as the numbers of hosts and of each host's devices."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise UsageError(f"--mesh={text}: write HOSTSxDEVICES, such as 2x4.")
+    mesh = int(match[1]), int(match[2])
+    if mesh[0] * mesh[1] > _MOST_DEVICES:
+        raise UsageError(f"--mesh={text}: choose a mesh of at most {_MOST_DEVICES} devices.")
+    return mesh
 
 
 def parse_bandwidth(text: str) -> int:
