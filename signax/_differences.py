@@ -68,8 +68,8 @@ def compressed_differences(
         zeros = _memory.wide(optax.tree.zeros_like(params))
         return DifferencesState(zeros, zeros, compressor.init(params), average.init(params))
 
-    @_nesting.on_shards
-    def update(updates, state):
+    @_nesting.on_shards_with(alpha)
+    def update(updates, state, alpha):
         _votes.check_updates(updates, axis_name, name)
         change = jax.tree.map(jnp.subtract, _memory.wide(updates), state.estimate)
         signs, scales, compressor_state = compressor.apply(change, state.compressor)

@@ -446,3 +446,90 @@ def test_a_sharded_chain_is_the_chain_itself_where_nothing_is_cut():
         return jax.jit(jax.vmap(one, axis_name="workers"))(rows)
 
     assert_equal(update(told), update(tx))
+
+
+# Two axes inside a host, leaves cut over both, over one, over both at one dimension, over none.
+TWO_AXES = {
+    "rows": P(("tensor", "fsdp")),
+    "columns": P(None, "tensor"),
+    "copied": P(),
+    "scalar": None,
+}
+CHAINS = {
+    "lanes": lambda axis: signax.signum(0.25, axis_name=axis, ties="random", wire="lanes"),
+    "float32": lambda axis: signax.sign_sgd(0.25, axis_name=axis, ties="random", wire="float32"),
+    "averages": lambda axis: signax.ssdm(0.25, axis_name=axis, scale=signax.Scale("linf", "leaf")),
+    "traced beta": lambda axis: optax.inject_hyperparams(signax.signum)(
+        optax.constant_schedule(0.25), beta=0.5, axis_name=axis
+    ),
+    "traced noise": lambda axis: optax.inject_hyperparams(signax.noisy_sign_sgd)(
+        0.25, noise_scale=0.5, axis_name=axis
+    ),
+    "traced scale": lambda axis: optax.inject_hyperparams(signax.ssdm)(
+        0.25, scale=4.0, axis_name=axis
+    ),
+    "skipping": lambda axis: signax.skip_together(
+        signax.signum(0.25, axis_name=axis), lambda g, _: optax.tree.norm(g) > 9, axis_name=axis
+    ),
+    "frozen": lambda axis: signax.freeze(
+        signax.signum(0.25, axis_name=axis, ties="random"),
+        {"rows": True, "columns": False, "copied": False, "scalar": False},
+    ),
+    "warm": lambda axis: signax.warmup(
+        5, signax.signum(0.25, axis_name=axis), dense=signax.dense_sgd(0.25, axis_name=axis)
+    ),
+    "dense below": lambda axis: signax.dense_below(
+        60, signax.signum(0.25, axis_name=axis), dense=signax.dense_sgd(0.25, axis_name=axis)
+    ),
+    "lion": lambda axis: signax.distributed_lion(0.25, axis_name=axis),
+    "errors": lambda axis: signax.sign_sgd(0.25, axis_name=axis, on_nonfinite="propagate"),
+}
+
+
+@slow
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_kind_of_chain_does_as_on_whole_workers(name: str, check_vma: bool):
+    mesh = signax.make_worker_mesh(2, HOSTS, inside={"fsdp": 2, "tensor": 2})
+    tx, options = CHAINS[name](HOSTS), {"axis_names": (HOSTS,), "param_specs": TWO_AXES}
+    step = signax.make_train_step(loss, tx, mesh, check_vma=check_vma, **options)
+    state = signax.init_train_state(params(), tx, mesh, **options)
+    for k in range(7):
+        state, _ = step(state, targets(k, 2))
+    assert_equal(state.params, on_whole_workers(CHAINS[name], 2, num_steps=7).params)
+
+
+@slow
+def test_hosts_of_several_workers_whose_parameters_are_cut():
+    types = (AxisType.Auto,) * 3
+    chain = optax.chain(
+        signax.average_gradients("local"),
+        signax.signum(0.25, 0.5, axis_name=HOSTS, ties="random"),
+    )
+    found = []
+    for size in (1, 2):
+        mesh = jax.make_mesh(
+            (2, 2, size), (HOSTS, "local", "devices"), types, devices=jax.devices()[: 4 * size]
+        )
+        options = {"axis_names": (HOSTS, "local"), "param_specs": SPECS}
+        step = signax.make_train_step(loss, chain, mesh, **options)
+        state = signax.init_train_state(params(), chain, mesh, **options)
+        for k in range(5):
+            state, _ = step(state, targets(k, 4))
+        found.append(jax.tree.map(np.asarray, state))
+    assert_equal(*found)
+
+
+@slow
+def test_local_steps_run_on_cut_parameters():
+    def make(axis):
+        return signax.local_updates(optax.sgd(0.25), signax.sign_sgd(0.25, axis_name=axis))
+
+    whole, mesh = signax.make_worker_mesh(2), mesh_of(2, 4)
+    step = signax.make_train_step(loss, make("workers"), whole, local_steps=2)
+    expected = signax.init_train_state(params(), make("workers"), whole)
+    cut_step, state = started(make(HOSTS), mesh, local_steps=2)
+    for k in range(5):
+        expected, _ = step(expected, targets(k, 4))
+        state, _ = cut_step(state, targets(k, 4))
+    assert_equal(state.params, expected.params)

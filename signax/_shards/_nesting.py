@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 from signax import _workers
 from signax._shards import _cut
@@ -17,7 +18,18 @@ from signax._shards import _cut
 
 def on_shards(update: Callable) -> Callable:
     """`update(updates, state, params=None)` of a link, made to run where the shards are."""
+    return on_shards_with()(update)
 
+
+def on_shards_with(*given: Any) -> Callable[[Callable], Callable]:
+    """`on_shards` of an `update(updates, state, *given)`, whose hyperparameters may be traced.
+
+    A traced value belongs to the program around the map; inside it must be an argument of the map.
+    """
+    return functools.partial(_on_shards, given=given)
+
+
+def _on_shards(update: Callable, given: tuple[Any, ...]) -> Callable:
     @functools.wraps(update)
     def on_leaves(updates, state, params=None):
         del params
@@ -26,22 +38,28 @@ def on_shards(update: Callable) -> Callable:
         cut = _cut_here(updates, left)
         if not mesh.manual_axes or cut is None:
             _require_known(mesh, left)
-            return _workers.in_auto_mode(update)(updates, state)
+            whole = lambda updates, state: update(updates, state, *given)  # noqa: E731
+            return _workers.in_auto_mode(whole)(updates, state)
         specs = _cut.specs_of(cut, updates)
         state_specs = _cut.specs_like(cut, updates, state)
         is_tracked = bool(_workers.tracked_axes(mesh.manual_axes))
 
-        def on_shard(updates, state):
+        is_traced = [isinstance(x, jax.Array) for x in given]
+        arrays = [x for x, traced in zip(given, is_traced, strict=True) if traced]
+
+        def on_shard(updates, state, arrays):
+            own = iter(arrays)
+            here = [next(own) if t else x for x, t in zip(given, is_traced, strict=True)]
             with _cut.cut_as(cut):
-                return update(updates, state)
+                return update(updates, state, *here)
 
         return jax.shard_map(
             on_shard,
-            in_specs=(specs, state_specs),
+            in_specs=(specs, state_specs, PartitionSpec()),
             out_specs=(specs, state_specs),
             axis_names={*left},
             check_vma=is_tracked,
-        )(updates, state)
+        )(updates, state, arrays)
 
     return on_leaves
 

@@ -119,8 +119,8 @@ def scale_by_noisy_sign(
         del params
         return NoisySignState(jnp.zeros((), jnp.int32), _random.key_words(key))
 
-    @_nesting.on_shards
-    def update(updates, state):
+    @_nesting.on_shards_with(noise_scale)
+    def update(updates, state, noise_scale):
         _workers.require_bound(axis_name, "scale_by_noisy_sign")
         _workers.require_own(updates, _workers.tracked_axes(axis_name), "scale_by_noisy_sign")
         _whole.require_told(updates, axis_name, "scale_by_noisy_sign")

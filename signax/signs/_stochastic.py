@@ -137,8 +137,8 @@ def scale_by_stochastic_sign(
     """
     require_scale(scale, "scale_by_stochastic_sign")
 
-    @_nesting.on_shards
-    def update(updates, state):
+    @_nesting.on_shards_with(scale)
+    def update(updates, state, scale):
         signs, scales, state = signs_and_scales(updates, state, axis_name, scale)
         if rescale:
             signs = jax.tree.map(lambda s, r: s * r.astype(s.dtype), signs, scales)
