@@ -71,7 +71,7 @@ def sharded(
       >>> specs = {"w": jax.P("devices")}
       >>> gradients = {"w": jnp.array([3.0, -4.0])}
       >>> on_device = lambda g: step(signax.as_varying(g, "hosts"))
-      >>> mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=specs)
+      >>> mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(specs,), out_specs=specs)
       >>> print(jax.jit(mapped)(gradients)["w"])
       [-0.5  0.5]
     """
