@@ -106,7 +106,11 @@ def _child(flags: argparse.Namespace) -> None:
     address = f"tcp://{os.environ['JAX_COORDINATOR_ADDRESS']}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     torch.manual_seed(0)
-    model = torch.nn.parallel.DistributedDataParallel(_transformer(torch))
+    # PowerSGD's collectives of two buckets may cross on gloo, which ends the processes: one bucket.
+    size_of_bucket = 100 if flags.hook == "powersgd" else None
+    model = torch.nn.parallel.DistributedDataParallel(
+        _transformer(torch), bucket_cap_mb=size_of_bucket
+    )
     _register(model, flags.hook)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     if rank == 0:

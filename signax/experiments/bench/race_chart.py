@@ -27,6 +27,7 @@ def draw(rows: Sequence[Row], outcomes: Sequence[Outcome], target: float, path: 
                 ax.plot(x, y, ".-" if row.is_measured else ".--", ms=4, color=colors[row.run],
                         label=row.run)  # fmt: skip
         ax.set_xlabel("seconds on the clock")
+        ax.set_xlim(left=0)
         ax.set_title(network)
     for run, outcome in trained.items():
         points = outcome["points"]
