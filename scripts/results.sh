@@ -8,6 +8,8 @@
 #   weights    1 min   who follows the weights of the workers' losses, and who needs a schedule
 #   kernels    5 min   bench: one worker's kernels and steps at 10 million coordinates
 #   network   25 min   bench: four processes on the loopback, at 1 Gbit/s and at 100 Mbit/s (Linux, root)
+#   race      35 min   bench: a transformer's time to a target at three bandwidths (Linux, root)
+#   soak      15 min   20,000 steps on two processes of which one is killed every 2,000 (Linux)
 #   label    * 15 min   MNIST by label: the table of runs, three seeds each
 #   mnist    *  5 min   MNIST shuffled: Signum with three seeds, dense SGD with one
 #   figures  * 25 min   the paper's figures and claims
@@ -15,7 +17,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=runs/results
-sections="digits weights kernels network label mnist figures methods"
+sections="digits weights kernels network race soak label mnist figures methods"
 
 run() { # one line that says what runs, then the command
   printf '\n$ %s\n' "$*"
@@ -40,6 +42,16 @@ network() {
   run "${bench[@]}" --rounds=15 --workdir=$results/loopback
   run "${bench[@]}" --rounds=9 --bandwidth=1gbit --workdir=$results/1gbit
   run "${bench[@]}" --rounds=9 --bandwidth=100mbit --workdir=$results/100mbit
+}
+
+race() {
+  run signax bench --to_accuracy --config=configs/bytes.py --target=3.8 --timed_steps=16 --budget=400 \
+    --runs=adamw,adamw_bfloat16,power_sgd,distributed_lion,local_vote \
+    --bandwidths=loopback,100mbit,20mbit --workdir=$results/race
+}
+
+soak() {
+  run python3 scripts/soak.py --workdir=$results/soak
 }
 
 label() {
