@@ -5,6 +5,8 @@ Shows    what a model that is worth a slow link learns in its first few hundred 
          parameters, 4 workers, 16 windows of 64 bytes for a step
 Command  signax train --config=configs/bytes.py:RUN
          larger: --config.hidden_size=768 --config.text.num_layers=12 --config.text.num_heads=12
+         two hosts of four devices, parameters cut over the devices of each (FSDP), a vote across:
+         --config.num_workers=2 --config.devices_per_worker=4
 Cost     0.5 s for a step on two shared CPU cores; no download
 Expect   full: steps until 3.8 bits per byte of test text, looked at every 16 (docs/operations.md
          has the command). small: bits per byte in training, mean of the steps 161 to 200, with

@@ -77,6 +77,7 @@ def get_config() -> Config:
     config.mnist_dir = ""  # folder with MNIST's four .gz files; "": SIGNAX_MNIST_DIR, else download
     config.partition = "iid"  # "iid", or "by_label": worker n owns the labels n, n + M, ...; files
     config.num_workers = placeholder(int)  # None: the accelerators if two or more, else 8 on CPU
+    config.devices_per_worker = 1  # above 1 the parameters are cut over a worker's devices (FSDP)
     config.batch_size = 256  # examples per step, all workers together
     config.num_steps = 600  # batches that each worker has seen at the end
     config.hidden_size = 64  # of the one hidden layer; of a transformer the width

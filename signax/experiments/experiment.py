@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,7 +18,7 @@ from signax.experiments.metric import Metric
 from signax.experiments.optimizers import make_optimizer
 from signax.experiments.partition import split_examples
 from signax.experiments.task import Part, make_task
-from signax.experiments.workers import make_mesh
+from signax.experiments.workers import AXIS_NAME, INSIDE, make_mesh
 
 
 class Experiment(NamedTuple):
@@ -28,6 +29,7 @@ class Experiment(NamedTuple):
     metric: Metric
     model: Any  # as `signax.experiments.task.Task` says
     first_params: Any
+    param_specs: Any  # how they are cut over the devices of each worker; None: they are not
     optimizer: Any
     step: Any  # (state, batch) -> (state, metrics)
     order: Order
@@ -37,7 +39,7 @@ class Experiment(NamedTuple):
 
     @property
     def num_workers(self) -> int:
-        return self.mesh.size
+        return self.mesh.shape[AXIS_NAME]
 
     @property
     def num_coordinates(self) -> int:
@@ -45,7 +47,15 @@ class Experiment(NamedTuple):
 
     def first_state(self) -> signax.TrainState:
         """The state before the first step."""
-        return signax.init_train_state(self.first_params, self.optimizer, self.mesh)
+        return signax.init_train_state(
+            self.first_params, self.optimizer, self.mesh, **_cut(self.param_specs)
+        )
+
+    def changed(self, state: signax.TrainState, how: Any) -> signax.TrainState:
+        """A state of another number of workers, as one of this experiment's."""
+        return signax.change_num_workers(
+            state, self.optimizer, self.mesh, how, **_cut(self.param_specs)
+        )
 
     def state_of(self, num_workers: int) -> signax.TrainState:
         """Shapes of a state of another number of workers, all of it on every device."""
@@ -72,26 +82,37 @@ class Experiment(NamedTuple):
         return self.config.optimizer.dense.steps or self.config.optimizer.freeze_steps or 0
 
     def wire_report(self, state: signax.TrainState) -> signax.WireReport:
-        """Reads from the compiled step what one worker sends at an exchange."""
+        """Reads from the compiled step what one worker sends to others at an exchange."""
         num_rows = self.config.batch_size * self.config.local_steps
-        sharding = NamedSharding(self.mesh, P(*self.mesh.axis_names))
+        sharding = NamedSharding(self.mesh, P(self.mesh.axis_names))
         batch = {
             name: jax.ShapeDtypeStruct((num_rows, *x.shape[2:]), x.dtype, sharding=sharding)
             for name, x in self.train.examples.items()
         }
-        return signax.wire_bits(self.step, state, batch, num_coordinates=self.num_coordinates)
+        report = signax.wire_bits(self.step, state, batch, num_coordinates=self.num_coordinates)
+        return report if self.param_specs is None else report.across(AXIS_NAME, self.mesh)
+
+
+def _cut(param_specs: Any) -> dict[str, Any]:
+    return {} if param_specs is None else {"axis_names": (AXIS_NAME,), "param_specs": param_specs}
 
 
 def make_experiment(config: Config) -> Experiment:
     """Builds the parts that `config` names; what cannot be built raises `UsageError`."""
     _check_positive(config, *_POSITIVE)
-    mesh = make_mesh(config.num_workers)
-    optimizer = make_optimizer(config, *mesh.axis_names)
+    mesh = make_mesh(config.num_workers, config.devices_per_worker)
+    num_workers = mesh.shape[AXIS_NAME]
+    optimizer = make_optimizer(config, AXIS_NAME)
     task = cluster.first_before_others(lambda: make_task(config))
     agreement.require_same({"the data": task.fingerprint})
-    split = partial(split_examples, num_workers=mesh.size, seed=config.seed)
+    split = partial(split_examples, num_workers=num_workers, seed=config.seed)
     owned = split(config.partition, task.train.labels)
     order = Order([len(examples) for examples in owned], config.batch_size, config.seed)
+    if config.batch_size % mesh.size:
+        raise UsageError(
+            f"config.batch_size={config.batch_size} is not divisible by {num_workers} workers of"
+            f" {config.devices_per_worker} devices: {mesh.size} is, and its multiples."
+        )
 
     def dealt_out(part: Part) -> Shards:
         return place(part.examples, split("iid", part.labels), mesh)
@@ -100,15 +121,22 @@ def make_experiment(config: Config) -> Experiment:
         model, params = task.make_model(config.seed)
     train = place(task.train.examples, owned, mesh)
     is_small = task.scored_train is task.train
+    param_specs = cut_largest_dimension(params, mesh) if INSIDE in mesh.axis_names else None
     return Experiment(
         config=config,
         mesh=mesh,
         metric=task.metric,
         model=model,
         first_params=jax.device_get(params),  # each process has them: drawn from the seed
+        param_specs=param_specs,
         optimizer=optimizer,
         step=signax.make_train_step(
-            model.loss, optimizer, mesh, has_aux=True, local_steps=config.local_steps
+            model.loss,
+            optimizer,
+            mesh,
+            has_aux=True,
+            local_steps=config.local_steps,
+            **_cut(param_specs),
         ),
         order=order,
         train=train,
@@ -117,9 +145,22 @@ def make_experiment(config: Config) -> Experiment:
     )
 
 
-_POSITIVE = ("batch_size", "num_steps", "hidden_size", "eval_every", "checkpoint_every",
-             "local_steps", "text.sequence_length", "text.num_layers", "text.num_heads",
-             "text.scored_bytes")  # fmt: skip
+def cut_largest_dimension(params: Any, mesh: Mesh) -> Any:
+    """FSDP's rule: each leaf in pieces along its largest dimension that has equal ones."""
+    num_devices = mesh.shape[INSIDE]
+
+    def spec(x: Any) -> P:
+        sizes = [size if size % num_devices == 0 else 0 for size in x.shape]
+        if not any(sizes):
+            return P()
+        return P(*[None] * sizes.index(max(sizes)), INSIDE)
+
+    return jax.tree.map(spec, params)
+
+
+_POSITIVE = ("batch_size", "devices_per_worker", "num_steps", "hidden_size", "eval_every",
+             "checkpoint_every", "local_steps", "text.sequence_length", "text.num_layers",
+             "text.num_heads", "text.scored_bytes")  # fmt: skip
 
 
 def _check_positive(config: Config, *names: str) -> None:
@@ -144,14 +185,19 @@ def make_run_steps(experiment: Experiment) -> Any:
     return run_steps
 
 
-def make_leaves_in_sync(mesh: Mesh) -> Any:
+def make_leaves_in_sync(experiment: Experiment) -> Any:
     """Returns a jitted function that says for each leaf whether all workers hold the same bits."""
-    axes = mesh.axis_names
-    return jax.jit(
-        jax.shard_map(
-            lambda tree: _drift.leaves_in_sync(tree, axes), mesh=mesh, in_specs=P(), out_specs=P()
-        )
-    )
+    specs = experiment.param_specs
+
+    def in_sync(tree: Any) -> jax.Array:
+        is_equal = _drift.leaves_in_sync(tree, AXIS_NAME)
+        if specs is None:
+            return is_equal
+        equal_here = signax.as_varying(is_equal.astype(jnp.int32), INSIDE)
+        return jax.lax.pmin(equal_here, INSIDE) == 1  # each device answers for its own pieces
+
+    in_specs = P() if specs is None else (specs,)
+    return jax.jit(jax.shard_map(in_sync, mesh=experiment.mesh, in_specs=in_specs, out_specs=P()))
 
 
 def make_score(experiment: Experiment) -> Any:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from signax.experiments.errors import UsageError
 from signax.experiments.task import Examples
+from signax.experiments.workers import AXIS_NAME
 
 
 class Shards(NamedTuple):
@@ -32,7 +33,7 @@ class Shards(NamedTuple):
 def place(examples: Examples, owned: list[np.ndarray], mesh: Mesh) -> Shards:
     """Copies to each worker the examples that it owns."""
     num_rows = max(map(len, owned))
-    sharding = NamedSharding(mesh, P(*mesh.axis_names))
+    sharding = NamedSharding(mesh, P(AXIS_NAME))
 
     def put(values: np.ndarray, owned: list[np.ndarray]) -> jax.Array:
         def of(index: Any) -> np.ndarray:  # of one worker, as its device asks for them
@@ -57,18 +58,22 @@ def _padded(values: np.ndarray, owned: list[np.ndarray], num_rows: int) -> np.nd
 
 def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """Tells each worker which of its examples to take: int32 [num_steps, M, B/M]."""
-    sharding = NamedSharding(mesh, P(None, *mesh.axis_names))
+    sharding = NamedSharding(mesh, P(None, AXIS_NAME))
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
 def take_batch(shards: Shards, rows: jax.Array, mesh: Mesh) -> dict[str, jax.Array]:
     """Gathers, on each worker, the rows it was told: rows [M, B/M] -> a batch of B examples."""
 
-    @partial(jax.shard_map, mesh=mesh, in_specs=P(*mesh.axis_names), out_specs=P(*mesh.axis_names))
+    @partial(jax.shard_map, mesh=mesh, in_specs=P(AXIS_NAME), out_specs=P(AXIS_NAME))
     def gather(mine: dict[str, jax.Array], mine_rows: jax.Array) -> dict[str, jax.Array]:
         return jax.tree.map(lambda array: jnp.take(array[0], mine_rows[0], axis=0), mine)
 
-    return gather(shards.examples, rows)
+    batch = gather(shards.examples, rows)
+    if len(mesh.axis_names) == 1:
+        return batch
+    # Each device of a worker sees examples of its own.
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, P(mesh.axis_names)))
 
 
 class Order:

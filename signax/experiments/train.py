@@ -96,7 +96,9 @@ def train(
         things.
       DriftError: the workers' parameters are no longer the same.
     """
-    make_cpu_devices(config.num_workers)  # before the processes compare: that starts JAX
+    make_cpu_devices(
+        config.num_workers, config.devices_per_worker
+    )  # before the processes compare: that starts JAX
     require_same_run(config, workdir, resume, overwrite, change_num_workers, check_sync_every)
     experiment = make_experiment(config)
     folder = Workdir(
@@ -123,7 +125,7 @@ def _first_or_saved_state(
     if folder.saved_num_workers == experiment.num_workers or not checkpoints.latest_step:
         return checkpoints.restore(experiment.first_state())
     saved = checkpoints.restore(experiment.state_of(folder.saved_num_workers))
-    return signax.change_num_workers(saved, experiment.optimizer, experiment.mesh, how)
+    return experiment.changed(saved, how)
 
 
 class _Run:
@@ -150,7 +152,7 @@ class _Run:
         self.dense_step, self.compressed_step = report.of_branch(1), report.of_branch(0)
         self.run_steps = make_run_steps(experiment)
         self.score = make_score(experiment)
-        self.leaves_in_sync = make_leaves_in_sync(experiment.mesh)
+        self.leaves_in_sync = make_leaves_in_sync(experiment)
 
     def go_on(self) -> None:
         """Trains to the last step, or until somebody asks to stop."""

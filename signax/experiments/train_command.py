@@ -83,7 +83,9 @@ def _train(runs: Sequence[tuple[Config, Path]], flag: Any, argv: Sequence[str]) 
     results = []
     for config, path in runs:
         others = {name: flag[name] for name in _OTHERS}
-        make_cpu_devices(config.num_workers)  # before the first process is asked: that starts JAX
+        make_cpu_devices(
+            config.num_workers, config.devices_per_worker
+        )  # before the first process is asked: that starts JAX
         resume = flag["resume"] or flag["resume_or_start"]
         # Of several seeds, the first may be finished and the last not begun.
         if flag["resume_or_start"] or (resume and len(runs) > 1):

@@ -24,7 +24,7 @@ _WRITTEN = ("run.json", "metrics.jsonl", "curves.png", "result.json")
 # Fields that a continued run may change: they alter no step.
 _FREE_FIELDS = ("checkpoint_every", "eval_every", "mnist_dir")
 # Besides these, with another number of workers: a batch must be divisible by it.
-_FREE_WITH_WORKERS = (*_FREE_FIELDS, "num_workers", "batch_size")
+_FREE_WITH_WORKERS = (*_FREE_FIELDS, "num_workers", "devices_per_worker", "batch_size")
 
 
 class Workdir:

@@ -11,10 +11,11 @@ from signax.experiments import cluster
 from signax.experiments.errors import UsageError
 
 AXIS_NAME = "workers"
+INSIDE = "devices"  # of one worker
 _DEFAULT_NUM_WORKERS = 8
 
 
-def make_mesh(num_workers: int | None) -> Mesh:
+def make_mesh(num_workers: int | None, devices_per_worker: int = 1) -> Mesh:
     """Returns a mesh of M accelerators if there are that many, else of M CPU devices.
 
     Of N processes each has M/N of the workers, on its first devices, in the order of the processes.
@@ -23,25 +24,34 @@ def make_mesh(num_workers: int | None) -> Mesh:
     Args:
       num_workers: M. None: all accelerators if there are two or more, else eight CPU devices; of
         several processes, one CPU device each.
+      devices_per_worker: above 1 each worker has so many devices, on a second axis of the mesh,
+        over which its parameters are cut.
     """
     if num_workers is not None and num_workers < 1:
         raise UsageError(f"config.num_workers={num_workers}: there must be at least one worker.")
-    make_cpu_devices(num_workers)
+    make_cpu_devices(num_workers, devices_per_worker)
     num_processes = jax.process_count()
     accelerators = [device for device in jax.devices() if device.platform != "cpu"]
     if num_workers is None:
         alone = _DEFAULT_NUM_WORKERS if num_processes == 1 else num_processes
-        num_workers = len(accelerators) if len(accelerators) > 1 else alone
+        all_devices = len(accelerators) if len(accelerators) > 1 else alone
+        num_workers = max(1, all_devices // devices_per_worker)
     _require_divisible(num_workers, num_processes)
+    num_devices = num_workers * devices_per_worker
+    shape, names = (num_workers,), (AXIS_NAME,)
+    if devices_per_worker > 1:
+        shape, names = (num_workers, devices_per_worker), (AXIS_NAME, INSIDE)
     for devices in (accelerators, jax.devices("cpu")):
-        chosen = _of_each_process(devices, num_workers // num_processes)
-        if len(chosen) == num_workers:
-            return Mesh(np.array(chosen), (AXIS_NAME,), axis_types=(AxisType.Auto,))
-    raise _too_few_devices(num_workers, num_processes)
+        chosen = _of_each_process(devices, num_devices // num_processes)
+        if len(chosen) == num_devices:
+            types = (AxisType.Auto,) * len(shape)
+            return Mesh(np.array(chosen).reshape(shape), names, axis_types=types)
+    raise _too_few_devices(num_devices, num_processes)
 
 
-def make_cpu_devices(num_workers: int | None) -> None:
-    """Makes this process's share of M CPU devices; before JAX is first used, else nothing."""
+def make_cpu_devices(num_workers: int | None, devices_per_worker: int = 1) -> None:
+    """Makes this process's share of the CPU devices; before JAX is first used, else nothing."""
+    num_workers = num_workers and num_workers * devices_per_worker
     num_processes = cluster.num_processes()
     if num_processes == 1:
         # At least the default: the next run of this process may want more than this one.
@@ -70,15 +80,15 @@ def _of_each_process(devices: list[Any], num: int) -> list[Any]:
     return chosen
 
 
-def _too_few_devices(num_workers: int, num_processes: int) -> UsageError:
+def _too_few_devices(num_devices: int, num_processes: int) -> UsageError:
     if num_processes > 1:
         return UsageError(
-            f"{num_workers} workers in {num_processes} processes need "
-            f"{num_workers // num_processes} devices of each, and one has fewer: lower "
-            "config.num_workers."
+            f"{num_devices} devices in {num_processes} processes are {num_devices // num_processes}"
+            " of each, and one has fewer: lower config.num_workers (or config.devices_per_worker)."
         )
     return UsageError(
-        f"{num_workers} workers need {num_workers} devices, and JAX has started with "
-        f"{len(jax.devices('cpu'))} CPU devices: lower config.num_workers, or before JAX is used "
-        f"call jax.config.update('jax_num_cpu_devices', {num_workers})."
+        f"{num_devices} workers need {num_devices} devices, and JAX has started with "
+        f"{len(jax.devices('cpu'))} CPU devices: lower config.num_workers (or"
+        " config.devices_per_worker, of which each worker has so many), or before JAX is used"
+        f" call jax.config.update('jax_num_cpu_devices', {num_devices})."
     )

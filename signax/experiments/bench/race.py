@@ -30,7 +30,7 @@ def run_share(race: Race, share: Path) -> int:
     work = json.loads(share.read_text())
     for run, timed_steps in work["runs"].items():
         config = race.config_of(run)
-        make_cpu_devices(config.num_workers)
+        make_cpu_devices(config.num_workers, config.devices_per_worker)
         racer = _Racer(config, race, f"{work['network']}  {run or 'run'}")
         outcome = racer.train() if timed_steps is None else racer.time(timed_steps)
         if cluster.is_first():
