@@ -135,8 +135,8 @@ def test_after_an_exact_mean_inside_a_host_momentum_varies_over_hosts_only():
     )
 
 
-def test_a_vote_over_one_axis_of_two_leaves_the_other_to_drift():
-    with pytest.raises(ValueError, match=r"differs between the workers .*'local'"):
+def test_a_vote_over_one_axis_of_two_that_are_all_workers_is_refused():
+    with pytest.raises(ValueError, match=r"'hosts' was given .* also differs over \('local',\)"):
         layout(signax.majority_vote("hosts"), two_level_mesh())
 
 
