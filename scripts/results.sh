@@ -9,7 +9,7 @@
 #   kernels    5 min   bench: one worker's kernels and steps at 10 million coordinates
 #   network   25 min   bench: four processes on the loopback, at 1 Gbit/s and at 100 Mbit/s (Linux, root)
 #   race      35 min   bench: a transformer's time to a target at three bandwidths (Linux, root)
-#   soak      15 min   20,000 steps on two processes of which one is killed every 2,000 (Linux)
+#   soak       5 min   20,000 steps on two processes of which one is killed every 2,000 (Linux)
 #   label    * 15 min   MNIST by label: the table of runs, three seeds each
 #   mnist    *  5 min   MNIST shuffled: Signum with three seeds, dense SGD with one
 #   figures  * 25 min   the paper's figures and claims

@@ -83,8 +83,8 @@ def _row(tx: Any, mesh: Mesh, params: dict[str, np.ndarray], batch: int) -> dict
     data = jax.device_put(model.batch(params, batch * mesh.size), examples)
     compiled = step.lower(state, data).compile()  # pyright: ignore[reportFunctionMemberAccess]
     memory = compiled.memory_analysis()
-    num_parameters, num_devices = model.size_of(params), mesh.shape[_DEVICES]
-    across = _across_hosts(compiled.as_text(), num_devices)
+    num_parameters = model.size_of(params)
+    across = _across_hosts(compiled.as_text(), mesh)
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "num_parameters": num_parameters,
@@ -92,22 +92,17 @@ def _row(tx: Any, mesh: Mesh, params: dict[str, np.ndarray], batch: int) -> dict
         "temporary_bytes": memory.temp_size_in_bytes,
         "collectives_across_hosts": [f"{c.kind} {c.dtype}[{c.elements}]" for c in across],
         "across": ", ".join(_counted([c.kind for c in across])),
-        # Every device of a host sends its own part.
-        "bits_per_coordinate": num_devices * sum(c.bits for c in across) / num_parameters,
+        "bits_per_coordinate": sum(c.bits for c in across) / num_parameters,
     }
 
 
-def _across_hosts(text: str, num_devices: int) -> list[_hlo.Collective]:
-    """The collectives in which devices of different hosts meet, but for numbers of the whole step.
+def _across_hosts(text: str, mesh: Mesh) -> list[_hlo.Collective]:
+    """What a host sends to others, but for numbers of the whole step.
 
     The mean loss, the number of voters and shared scales are a few bytes, whatever the model.
     """
-
-    def hosts(group: tuple[int, ...]) -> set[int]:
-        return {device // num_devices for device in group}
-
-    found = _hlo.read_collectives(text)
-    return [c for c in found if c.elements > 8 and any(len(hosts(g)) > 1 for g in c.groups)]
+    sent = signax.WireReport(tuple(_hlo.read_collectives(text))).across(_HOSTS, mesh)
+    return [c for c in sent.collectives if c.elements > 8]
 
 
 def _counted(kinds: Sequence[str]) -> list[str]:
