@@ -14,7 +14,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from signax import _layout
-from signax._shards import _cut
+from signax._shards import _cut, _given
 from signax._worker_step import TrainState
 
 
@@ -63,7 +63,7 @@ def abstract_train_state(
       (8, 3)
     """
     axes = _layout.require_axes(axis_names, mesh)
-    cut = _layout.cut_of(params, mesh, axes, param_specs)
+    cut = _given.cut_of(params, mesh, axes, param_specs)
     specs = None if cut is None else _cut.specs_of(cut, params)
     types = (AxisType.Auto,) * len(saved_on)
     old = AbstractMesh(tuple(saved_on.values()), tuple(saved_on), axis_types=types)

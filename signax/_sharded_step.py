@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from signax import _layout, _step_inputs
-from signax._shards import _cut
+from signax._shards import _cut, _given
 
 
 class StepOfShards:
@@ -31,7 +31,7 @@ class StepOfShards:
 
     def _for(self, state: Any) -> Any:
         _step_inputs.require_train_state(state)
-        cut = _layout.cut_of(state.params, self._mesh, self._axes)
+        cut = _given.cut_of(state.params, self._mesh, self._axes)
         assert cut is not None  # a mesh without other axes has a plain jitted step
         treedef = jax.tree.structure(state.params)
         specs = jax.tree.leaves(_cut.specs_of(cut, state.params), is_leaf=_layout.is_spec)

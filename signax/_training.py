@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from signax import _layout, _sharded_step, _step_inputs
-from signax._shards import _cut
+from signax._shards import _cut, _given
 from signax._worker_step import Step, TrainState, make_worker_step
 from signax.wire import _server
 
@@ -64,7 +64,7 @@ def init_train_state(
     """
     mesh = _layout.as_mesh(mesh, axis_name)
     step = jnp.zeros((), jnp.int32)
-    cut = _layout.cut_of(params, mesh, _layout.require_axes(axis_names, mesh), param_specs)
+    cut = _given.cut_of(params, mesh, _layout.require_axes(axis_names, mesh), param_specs)
     params = _copy(params, mesh, cut)
     step, model_state, key = _copy((step, model_state, key), mesh)
     opt_state = _layout.init_opt_state(

@@ -46,7 +46,7 @@ def make_mesh(num_workers: int | None, devices_per_worker: int = 1) -> Mesh:
         if len(chosen) == num_devices:
             types = (AxisType.Auto,) * len(shape)
             return Mesh(np.array(chosen).reshape(shape), names, axis_types=types)
-    raise _too_few_devices(num_devices, num_processes)
+    raise _too_few_devices(num_workers, devices_per_worker, num_processes)
 
 
 def make_cpu_devices(num_workers: int | None, devices_per_worker: int = 1) -> None:
@@ -80,15 +80,17 @@ def _of_each_process(devices: list[Any], num: int) -> list[Any]:
     return chosen
 
 
-def _too_few_devices(num_devices: int, num_processes: int) -> UsageError:
+def _too_few_devices(num_workers: int, devices_per_worker: int, num_processes: int) -> UsageError:
+    num_devices = num_workers * devices_per_worker
+    each = f" of {devices_per_worker} devices" if devices_per_worker > 1 else ""
+    lower = "lower config.num_workers" + (" or config.devices_per_worker" if each else "")
     if num_processes > 1:
         return UsageError(
-            f"{num_devices} devices in {num_processes} processes are {num_devices // num_processes}"
-            " of each, and one has fewer: lower config.num_workers (or config.devices_per_worker)."
+            f"{num_workers} workers{each} in {num_processes} processes need"
+            f" {num_devices // num_processes} devices of each, and one has fewer: {lower}."
         )
     return UsageError(
-        f"{num_devices} workers need {num_devices} devices, and JAX has started with "
-        f"{len(jax.devices('cpu'))} CPU devices: lower config.num_workers (or"
-        " config.devices_per_worker, of which each worker has so many), or before JAX is used"
-        f" call jax.config.update('jax_num_cpu_devices', {num_devices})."
+        f"{num_workers} workers{each} need {num_devices} devices, and JAX has started with"
+        f" {len(jax.devices('cpu'))} CPU devices: {lower}, or before JAX is used call"
+        f" jax.config.update('jax_num_cpu_devices', {num_devices})."
     )
