@@ -1,7 +1,9 @@
 """What ends a run with one clear line: a mistake at the keyboard, or replicas that drifted."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class OneLineError(Exception):
@@ -17,6 +19,13 @@ class UsageError(OneLineError):
     """What was asked for cannot be done; the message says what, why, and what to write instead."""
 
     exit_status = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of one command, `prog`; a mistake in them is a `UsageError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. `{self.prog} --help` lists the flags.")
 
 
 class DriftError(OneLineError):

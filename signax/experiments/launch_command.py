@@ -10,10 +10,10 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from signax.experiments import fleet, processes
-from signax.experiments.errors import OneLineError, UsageError
+from signax.experiments.errors import OneLineError, Parser, UsageError
 
 LAUNCHED_AT = "SIGNAX_LAUNCHED_AT"  # seconds since the epoch: a younger run is ours
 _MISTAKE = 2  # exit status: the next try would make it, too
@@ -36,11 +36,6 @@ class LaunchError(OneLineError):
     def __init__(self, message: str, exit_status: int):
         super().__init__(message)
         self.exit_status = exit_status
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. `signax launch --help` lists the flags.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,7 +93,7 @@ def _advice(num: int, command: Sequence[str], end: fleet.End) -> str:
 
 
 def _parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
-    parser = _Parser(
+    parser = Parser(
         prog="signax launch",
         usage="signax launch -n N [flags] -- train [flags of train]",
         description=_DESCRIPTION,

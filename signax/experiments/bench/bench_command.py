@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from signax.experiments import processes
 from signax.experiments.bench import network, race_settings
@@ -17,7 +17,7 @@ from signax.experiments.bench.settings import (
     parse_sizes,
     quick,
 )
-from signax.experiments.errors import UsageError
+from signax.experiments.errors import Parser, UsageError
 
 _DESCRIPTION = """\
 What sign methods cost here: ratios measured in turns within one run, medians with their spread.
@@ -33,11 +33,6 @@ What sign methods cost here: ratios measured in turns within one run, medians wi
 
 Numbers in brackets are 10 to 90 % of the rounds. Results: WORKDIR/bench.json, WORKDIR/bench.png.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. `signax bench --help` lists the flags.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,7 +73,7 @@ def parse(argv: Sequence[str]) -> Settings:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="signax bench",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

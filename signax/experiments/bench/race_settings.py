@@ -6,7 +6,7 @@ import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 
@@ -14,7 +14,7 @@ from signax.experiments.bench import network
 from signax.experiments.bench.settings import parse_bandwidth
 from signax.experiments.config_flag import parse_flags
 from signax.experiments.default_config import Config
-from signax.experiments.errors import UsageError
+from signax.experiments.errors import Parser, UsageError
 
 LOOPBACK = "loopback"
 _DESCRIPTION = """\
@@ -126,17 +126,12 @@ def _smallest(config: Config) -> Config:
     return config
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. `signax bench --to_accuracy --help` lists the flags.")
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="signax bench --to_accuracy",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

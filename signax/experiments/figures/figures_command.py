@@ -9,15 +9,10 @@ import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from signax.experiments.errors import UsageError, unknown_name
+from signax.experiments.errors import Parser, UsageError, unknown_name
 from signax.experiments.figures.table import FIGURES
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. `signax figures --help` lists the flags.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +47,7 @@ def _enter(own: Sequence[str], names: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     rows = "\n".join(f"  {name:<15} {entry.summary}" for name, entry in FIGURES.items())
-    parser = _Parser(
+    parser = Parser(
         prog="signax figures",
         description="The paper's figures and claims, measured again. NAME is one of\n\n"
         f"{rows}\n  {'all':<15} the paper's; those of MNIST only where MNIST is at hand\n\n"
