@@ -381,8 +381,8 @@ ELSEWHERE = {
     "a misspelt axis": "workers_types::a_misspelt_axis_is_refused_under_every_mapping",
     "a tuple of axes": "votes::a_tuple_of_axes_votes_like_one_axis_of_all_workers",
     "M = 1": "optimizers::one_worker_equals_optax_exactly",
-    "a second data axis not voted on": "state_layout::a_vote_over_one_axis_of_two_leaves_the_other_"
-    "to_drift",
+    "a second data axis not voted on": "state_layout::a_vote_over_one_axis_of_two_that_are_all_"
+    "workers_is_refused",
     "None, MaskedNode, {}, shapes (0,) and (3, 0, 2), scalars": "optimizers::leaves_of_every_kind_"
     "pass",
     "Python floats and weak types": "optimizers::python_floats_and_weak_types_pass",
