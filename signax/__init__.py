@@ -56,7 +56,9 @@ from signax import baselines
 from signax._drift import replicas_in_sync
 from signax._elastic import change_num_workers
 from signax._restoring import abstract_train_state
-from signax._layout import from_worker, init_opt_state, make_worker_mesh, state_specs, to_worker
+from signax._layout import init_opt_state, state_specs
+from signax._mesh import make_worker_mesh
+from signax._specs import from_worker, to_worker
 from signax._training import init_train_state, make_train_step, simulate_train_step
 from signax._worker_step import TrainState, local_value_and_grad
 

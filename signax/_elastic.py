@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from signax import _layout, _votes, _worker_step
+from signax import _layout, _mesh, _specs, _votes, _worker_step
 from signax._shards import _cut
 
 How = Literal["mean", "zero"]
@@ -22,7 +22,7 @@ How = Literal["mean", "zero"]
 def change_num_workers(
     state: _worker_step.TrainState,
     tx: optax.GradientTransformation,
-    mesh: _layout.AnyMesh,
+    mesh: _mesh.AnyMesh,
     how: How = "mean",
     *,
     axis_names: tuple[str, ...] | None = None,
@@ -68,14 +68,14 @@ def change_num_workers(
             f" structure is {jax.tree.structure(state.opt_state)}; the optimizer's is"
             f" {jax.tree.structure(layout.state)}."
         )
-    new_mesh = _layout.as_mesh(mesh)
+    new_mesh = _mesh.as_mesh(mesh)
 
     def convert(path, spec, want, leaf):
-        if not _layout.is_local(spec, layout.axes):
+        if not _specs.is_local(spec, layout.axes):
             is_mean = ".mean_estimate" in jax.tree_util.keystr(path)
             return np.zeros_like(leaf) if is_mean and how == "zero" else leaf
         leaf = np.asarray(leaf)
-        shape = (_layout.num_rows(spec, new_mesh), *want.shape)
+        shape = (_specs.num_rows(spec, new_mesh), *want.shape)
         if jax.tree_util.keystr(path[-1:]) == ".server_residual":
             if how == "zero":
                 return np.zeros(shape, leaf.dtype)
@@ -89,7 +89,7 @@ def change_num_workers(
         return np.broadcast_to(row, shape)
 
     opt_state = jax.tree_util.tree_map_with_path(
-        convert, layout.specs, layout.state, state.opt_state, is_leaf=_layout.is_spec
+        convert, layout.specs, layout.state, state.opt_state, is_leaf=_specs.is_spec
     )
     replicated: Any = PartitionSpec()
     params = replicated
@@ -137,10 +137,10 @@ def _merged(rows: np.ndarray) -> np.ndarray:
     return rows.astype(np.float64).mean(axis=0).astype(rows.dtype)
 
 
-def _place(state: Any, specs: Any, mesh: _layout.AnyMesh) -> Any:
+def _place(state: Any, specs: Any, mesh: _mesh.AnyMesh) -> Any:
     """Fresh buffers, laid out as `specs` say: the old state may then be donated or deleted."""
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     if not isinstance(mesh, Mesh):
         return copy(state)
-    place = lambda x, spec: jax.device_put(x, _layout.as_shardings(spec, mesh))  # noqa: E731
+    place = lambda x, spec: jax.device_put(x, _specs.as_shardings(spec, mesh))  # noqa: E731
     return copy(_worker_step.TrainState._make(map(place, state, specs)))

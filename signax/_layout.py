@@ -15,19 +15,15 @@ Where the mesh has other axes than the workers', parameters may be cut over them
 parameter is cut alike: the momentum of a parameter P("devices") is P("workers", "devices").
 """
 
-import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from signax import _workers
+from signax import _mesh, _specs, _workers
 from signax._shards import _cut, _given
-
-AnyMesh = Mesh | AbstractMesh | int
 
 
 class Layout(NamedTuple):
@@ -39,55 +35,10 @@ class Layout(NamedTuple):
     cut: _cut.Cut | None  # how the parameters are cut over the others; None: there are no others
 
 
-def make_worker_mesh(
-    num_workers: int | None = None,
-    axis_name: str = "workers",
-    *,
-    inside: Mapping[str, int] | None = None,
-) -> Mesh:
-    """Makes a mesh of workers, each of one device or of several.
-
-    Args:
-      num_workers: M; None is all that the devices suffice for. Fewer takes the first devices.
-      axis_name: The name of the workers' axis.
-      inside: The axes inside a worker and their sizes, such as `{"devices": 4}` for hosts of four
-        devices over which the parameters are cut. None: a worker is one device.
-
-    Returns:
-      A `jax.sharding.Mesh` with the workers' axis first. The devices of a worker are neighbours in
-      `jax.devices()`, so those of one process.
-
-    Raises:
-      ValueError: If there are fewer devices than needed.
-
-    Example:
-      >>> mesh = signax.make_worker_mesh(2)
-      >>> mesh.shape["workers"]
-      2
-      >>> signax.make_worker_mesh(2, "hosts", inside={"devices": 4}).axis_names
-      ('hosts', 'devices')
-    """
-    devices, inside = jax.devices(), dict(inside or {})
-    each = math.prod(inside.values())
-    num_workers = len(devices) // max(each, 1) if num_workers is None else num_workers
-    needed = num_workers * each
-    if not 1 <= needed <= len(devices):
-        of_devices = f" of {each} devices each" if inside else ""
-        raise ValueError(
-            f"make_worker_mesh: {num_workers} workers{of_devices} need as many devices, and JAX"
-            f" sees {len(devices)} ({devices[0].platform}). For CPU workers write"
-            f' jax.config.update("jax_num_cpu_devices", {max(needed, 1)}) before JAX is first'
-            " used; for more workers than devices use signax.simulate_train_step."
-        )
-    names = (axis_name, *inside)
-    types = (AxisType.Auto,) * len(names)
-    return jax.make_mesh((num_workers, *inside.values()), names, types, devices=devices[:needed])
-
-
 def state_specs(
     tx: optax.GradientTransformation,
     params: Any,
-    mesh: AnyMesh,
+    mesh: _mesh.AnyMesh,
     *,
     axis_names: tuple[str, ...] | None = None,
     param_specs: Any = None,
@@ -121,13 +72,13 @@ def state_specs(
       True True
     """
     layout = infer_layout(tx, params, mesh, None, axis_names, param_specs)
-    return of_workers(layout.specs, layout.axes) if workers_only else layout.specs
+    return _specs.of_workers(layout.specs, layout.axes) if workers_only else layout.specs
 
 
 def init_opt_state(
     tx: optax.GradientTransformation,
     params: Any,
-    mesh: AnyMesh,
+    mesh: _mesh.AnyMesh,
     *,
     axis_names: tuple[str, ...] | None = None,
     param_specs: Any = None,
@@ -160,68 +111,28 @@ def init_opt_state(
 
     def init(params):
         with _cut.cut_as(layout.cut):
-            return from_worker(tx.init(params), specs, layout.axes)
+            return _specs.from_worker(tx.init(params), specs, layout.axes)
 
     if isinstance(mesh, Mesh):
         init = jax.shard_map(
             init,
             mesh=mesh,
             in_specs=PartitionSpec(),
-            out_specs=of_workers(specs, layout.axes),
+            out_specs=_specs.of_workers(specs, layout.axes),
             axis_names={*layout.axes},
             check_vma=False,
         )
-        shardings = None if layout.cut is None else as_shardings(specs, mesh)
+        shardings = None if layout.cut is None else _specs.as_shardings(specs, mesh)
         return jax.jit(init, out_shardings=shardings)(params)
-    axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=is_spec)
-    names, sizes = as_mesh(mesh).axis_names, as_mesh(mesh).axis_sizes
+    axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=_specs.is_spec)
+    names, sizes = _mesh.as_mesh(mesh).axis_names, _mesh.as_mesh(mesh).axis_sizes
     return jax.jit(jax.vmap(tx.init, (None,), axes, axis_name=names[0], axis_size=sizes[0]))(params)
-
-
-def to_worker(state: Any, specs: Any, axis_names: tuple[str, ...] | None = None) -> Any:
-    """Takes the leading axis off the worker-local leaves: the state as one worker sees it.
-
-    Args:
-      state: Inside `jax.shard_map`, the state as its `in_specs=specs` cut it: one row per worker.
-      specs: `state_specs`.
-      axis_names: The workers' axes, where `specs` name others too; None: all axes are workers'.
-
-    Returns:
-      The state for `tx.update`.
-
-    Example:
-      >>> tx = signax.signum(0.1, axis_name="workers")
-      >>> state = signax.init_opt_state(tx, jnp.zeros(3), 1)
-      >>> signax.to_worker(state, signax.state_specs(tx, jnp.zeros(3), 1))[0].ema.shape
-      (3,)
-    """
-    return _on_local_leaves(lambda x: x[0], state, specs, axis_names)
-
-
-def from_worker(state: Any, specs: Any, axis_names: tuple[str, ...] | None = None) -> Any:
-    """Puts the leading axis back on the worker-local leaves: the inverse of `to_worker`.
-
-    Args:
-      state: What `tx.update` returned on this worker.
-      specs: `state_specs`.
-      axis_names: As for `to_worker`.
-
-    Returns:
-      The state for the `out_specs=specs` of your own `jax.shard_map`: one row per worker.
-
-    Example:
-      >>> tx = signax.signum(0.1, axis_name="workers")
-      >>> state = tx.init(jnp.zeros(3))
-      >>> signax.from_worker(state, signax.state_specs(tx, jnp.zeros(3), 1))[0].ema.shape
-      (1, 3)
-    """
-    return _on_local_leaves(lambda x: x[None], state, specs, axis_names)
 
 
 def infer_layout(
     tx: optax.GradientTransformation,
     params: Any,
-    mesh: AnyMesh,
+    mesh: _mesh.AnyMesh,
     specs: Any = None,
     axis_names: tuple[str, ...] | None = None,
     param_specs: Any = None,
@@ -230,9 +141,9 @@ def infer_layout(
 
     With `specs` given, nothing is inferred and `tx.update` is not traced.
     """
-    mesh = as_mesh(mesh)
+    mesh = _mesh.as_mesh(mesh)
     tx = optax.with_extra_args_support(tx)
-    axes = require_axes(axis_names, mesh)
+    axes = _mesh.require_axes(axis_names, mesh)
     cut = _given.cut_of(params, mesh, axes, param_specs)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _as_arrays(params))
     with _cut.cut_as(cut):
@@ -254,24 +165,12 @@ def _inferred_specs(tx, params, state, mesh, axes, cut):
     _require_replicated(updates)
     inside = [PartitionSpec()] * len(leaves)
     if cut is not None:
-        inside = jax.tree.leaves(_cut.specs_like(cut, params, state), is_leaf=is_spec)
+        inside = jax.tree.leaves(_cut.specs_like(cut, params, state), is_leaf=_specs.is_spec)
     specs = [
         PartitionSpec(_ordered(own, mesh), *spec) if own else spec
         for own, spec in zip(varying, inside, strict=True)
     ]
     return treedef.unflatten(specs)
-
-
-def require_axes(axis_names: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The workers' axes as a tuple: all of the mesh for None."""
-    axes = mesh.axis_names if axis_names is None else _workers.axes_of(axis_names)
-    unknown = [axis for axis in axes if axis not in mesh.axis_names]
-    if unknown or not axes:
-        raise ValueError(
-            f"axis_names={axis_names!r}: the mesh has the axes {mesh.axis_names}"
-            + (f" and no {unknown}." if axes else ", and at least one must be the workers'.")
-        )
-    return tuple(map(str, axes))
 
 
 def _varying_after_update(tx, params, state, varying, mesh, workers):
@@ -336,49 +235,6 @@ def _require_replicated(updates: Any) -> None:
                 " optax.masked around a link lets the other leaves' local gradients pass (to freeze"
                 " them use signax.freeze)."
             )
-
-
-def as_mesh(mesh: AnyMesh, axis_name: str = "workers") -> Mesh | AbstractMesh:
-    """The mesh itself, or one without devices for M simulated workers."""
-    if isinstance(mesh, int):
-        return AbstractMesh((mesh,), (axis_name,), axis_types=(AxisType.Auto,))
-    return mesh
-
-
-def num_rows(spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> int:
-    """How many workers hold a leaf of their own with this spec."""
-    return math.prod(mesh.shape[axis] for axis in _workers.axes_of(spec[0]))
-
-
-def is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)
-
-
-def is_local(spec: PartitionSpec, axis_names: tuple[str, ...] | None = None) -> bool:
-    """Whether a leaf with this spec has a leading axis of workers."""
-    if axis_names is None:
-        return bool(spec)
-    first = _workers.axes_of(spec[0]) if spec else ()
-    return bool({*first} & {*axis_names})
-
-
-def of_workers(specs: Any, axes: tuple[str, ...]) -> Any:
-    """The workers' part of specs: what a `jax.shard_map` over their axes alone may name."""
-
-    def part(spec):
-        return PartitionSpec(spec[0]) if is_local(spec, axes) else PartitionSpec()
-
-    return jax.tree.map(part, specs, is_leaf=is_spec)
-
-
-def as_shardings(specs: Any, mesh: Mesh) -> Any:
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
-
-
-def _on_local_leaves(fn, state, specs, axis_names):
-    return jax.tree.map(
-        lambda spec, x: fn(x) if is_local(spec, axis_names) else x, specs, state, is_leaf=is_spec
-    )
 
 
 def _as_varying(x, axes):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout
+from signax import _layout, _mesh, _specs
 from signax._shards import _cut, _given
 from signax._worker_step import TrainState
 
@@ -62,7 +62,7 @@ def abstract_train_state(
       >>> target.opt_state[0].ema.shape
       (8, 3)
     """
-    axes = _layout.require_axes(axis_names, mesh)
+    axes = _mesh.require_axes(axis_names, mesh)
     cut = _given.cut_of(params, mesh, axes, param_specs)
     specs = None if cut is None else _cut.specs_of(cut, params)
     types = (AxisType.Auto,) * len(saved_on)
@@ -70,12 +70,12 @@ def abstract_train_state(
     layout = _layout.infer_layout(tx, params, old, None, axes, specs)
 
     def rows(spec, leaf):
-        if not _layout.is_local(spec, axes):
+        if not _specs.is_local(spec, axes):
             return _placed(leaf.shape, leaf.dtype, spec, mesh)
-        shape = (_layout.num_rows(spec, old), *leaf.shape)
+        shape = (_specs.num_rows(spec, old), *leaf.shape)
         return _placed(shape, leaf.dtype, PartitionSpec(None, *spec[1:]), mesh)
 
-    opt_state = jax.tree.map(rows, layout.specs, layout.state, is_leaf=_layout.is_spec)
+    opt_state = jax.tree.map(rows, layout.specs, layout.state, is_leaf=_specs.is_spec)
     everywhere = lambda tree: jax.tree.map(  # noqa: E731
         lambda x: _placed(jnp.shape(x), x.dtype, PartitionSpec(), mesh), tree
     )

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from signax import _layout, _step_inputs
+from signax import _specs, _step_inputs
 from signax._shards import _cut, _given
 
 
@@ -34,7 +34,7 @@ class StepOfShards:
         cut = _given.cut_of(state.params, self._mesh, self._axes)
         assert cut is not None  # a mesh without other axes has a plain jitted step
         treedef = jax.tree.structure(state.params)
-        specs = jax.tree.leaves(_cut.specs_of(cut, state.params), is_leaf=_layout.is_spec)
+        specs = jax.tree.leaves(_cut.specs_of(cut, state.params), is_leaf=_specs.is_spec)
         found = (treedef, tuple(specs))
         if found not in self._jitted:
             step = functools.partial(self._step, param_specs=treedef.unflatten(specs))

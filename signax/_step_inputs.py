@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from signax import _layout, _local_updates, _worker_step
+from signax import _layout, _local_updates, _specs, _worker_step
 from signax._shards import _cut
 
 
 def require_divisible(
     batch: Any, mesh: Any, axes: tuple[str, ...], accumulate_steps: int, local_steps: int
 ) -> None:
-    num_workers = _layout.num_rows(PartitionSpec(axes), mesh)
+    num_workers = _specs.num_rows(PartitionSpec(axes), mesh)
     shares = num_workers * accumulate_steps * local_steps
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         size = jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
@@ -61,7 +61,7 @@ def as_laid_out(state: _worker_step.TrainState, layout: _layout.Layout, mesh: An
         return state
     laid_out = jax.lax.with_sharding_constraint(
         (state.params, state.opt_state),
-        _layout.as_shardings((_cut.specs_of(layout.cut, state.params), layout.specs), mesh),
+        _specs.as_shardings((_cut.specs_of(layout.cut, state.params), layout.specs), mesh),
     )
     return state._replace(params=laid_out[0], opt_state=laid_out[1])
 
@@ -78,11 +78,11 @@ def require_stacked(opt_state: Any, layout: _layout.Layout, mesh: Any) -> None:
         )
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
     wanted = zip(
-        jax.tree.leaves(expected), jax.tree.leaves(specs, is_leaf=_layout.is_spec), strict=True
+        jax.tree.leaves(expected), jax.tree.leaves(specs, is_leaf=_specs.is_spec), strict=True
     )
     for (path, leaf), (want, spec) in zip(leaves, wanted, strict=True):
-        is_local = _layout.is_local(spec, layout.axes)
-        num_rows = _layout.num_rows(spec, mesh) if is_local else None
+        is_local = _specs.is_local(spec, layout.axes)
+        num_rows = _specs.num_rows(spec, mesh) if is_local else None
         shape = want.shape if num_rows is None else (num_rows, *want.shape)
         if jnp.shape(leaf) == shape:
             continue

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout, _sharded_step, _step_inputs
+from signax import _layout, _mesh, _sharded_step, _specs, _step_inputs
 from signax._shards import _cut, _given
 from signax._worker_step import Step, TrainState, make_worker_step
 from signax.wire import _server
@@ -25,7 +25,7 @@ from signax.wire import _server
 def init_train_state(
     params: Any,
     tx: optax.GradientTransformation,
-    mesh: _layout.AnyMesh,
+    mesh: _mesh.AnyMesh,
     *,
     model_state: Any = None,
     key: jax.Array | None = None,
@@ -62,9 +62,9 @@ def init_train_state(
       >>> signax.init_train_state(jnp.zeros(3), tx, 8).opt_state[0].ema.shape
       (8, 3)
     """
-    mesh = _layout.as_mesh(mesh, axis_name)
+    mesh = _mesh.as_mesh(mesh, axis_name)
     step = jnp.zeros((), jnp.int32)
-    cut = _given.cut_of(params, mesh, _layout.require_axes(axis_names, mesh), param_specs)
+    cut = _given.cut_of(params, mesh, _mesh.require_axes(axis_names, mesh), param_specs)
     params = _copy(params, mesh, cut)
     step, model_state, key = _copy((step, model_state, key), mesh)
     opt_state = _layout.init_opt_state(
@@ -139,7 +139,7 @@ def make_train_step(
       0.5 5.0
     """
     _step_inputs.require_steps(tx, accumulate_steps, local_steps)
-    axes = _layout.require_axes(axis_names, mesh)
+    axes = _mesh.require_axes(axis_names, mesh)
     worker_step = make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps, local_steps)
 
     def step(state, batch, param_specs=param_specs):
@@ -149,13 +149,13 @@ def make_train_step(
         _step_inputs.require_stacked(state.opt_state, layout, mesh)
         _step_inputs.require_divisible(batch, mesh, axes, accumulate_steps, local_steps)
         replicated = PartitionSpec()
-        of_workers = _layout.of_workers(specs, axes)
+        of_workers = _specs.of_workers(specs, axes)
         state_spec = TrainState._make((replicated, replicated, of_workers, replicated, replicated))
 
         def on_worker(state, batch):
-            opt_state = _layout.to_worker(state.opt_state, specs, axes)
+            opt_state = _specs.to_worker(state.opt_state, specs, axes)
             state, metrics = worker_step(state._replace(opt_state=opt_state), batch)
-            opt_state = _layout.from_worker(state.opt_state, specs, axes)
+            opt_state = _specs.from_worker(state.opt_state, specs, axes)
             return state._replace(opt_state=opt_state), metrics
 
         mapped = jax.shard_map(
@@ -219,7 +219,7 @@ def simulate_train_step(
       0.5
     """
     _step_inputs.require_steps(tx, accumulate_steps, local_steps)
-    mesh = _layout.as_mesh(num_workers, axis_name)
+    mesh = _mesh.as_mesh(num_workers, axis_name)
     worker_step = make_worker_step(
         loss_fn, tx, (axis_name,), has_aux, accumulate_steps, local_steps
     )
@@ -230,7 +230,7 @@ def simulate_train_step(
         specs = layout.specs
         _step_inputs.require_stacked(state.opt_state, layout, mesh)
         _step_inputs.require_divisible(batch, mesh, (axis_name,), accumulate_steps, local_steps)
-        axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=_layout.is_spec)
+        axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=_specs.is_spec)
         batch = jax.tree.map(lambda x: x.reshape(num_workers, -1, *x.shape[1:]), batch)
         on_workers = jax.vmap(
             worker_step, (TrainState._make((None, None, axes, None, None)), 0), axis_name=axis_name
@@ -239,19 +239,19 @@ def simulate_train_step(
             new, metrics = on_workers(state, batch)
         first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731  (all rows are equal)
         opt_state = jax.tree.map(
-            lambda spec, x: x if spec else x[0], specs, new.opt_state, is_leaf=_layout.is_spec
+            lambda spec, x: x if spec else x[0], specs, new.opt_state, is_leaf=_specs.is_spec
         )
         return first(new._replace(opt_state=None))._replace(opt_state=opt_state), first(metrics)
 
     return jax.jit(step, donate_argnums=0)
 
 
-def _copy(tree: Any, mesh: _layout.AnyMesh, cut: _cut.Cut | None = None) -> Any:
+def _copy(tree: Any, mesh: _mesh.AnyMesh, cut: _cut.Cut | None = None) -> Any:
     """Fresh buffers on the mesh: the state may be donated, the originals live on."""
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731
     if not isinstance(mesh, Mesh):
         return jax.jit(copy)(tree)
     shardings: Any = NamedSharding(mesh, PartitionSpec())
     if cut is not None:
-        shardings = _layout.as_shardings(_cut.specs_of(cut, tree), mesh)
+        shardings = _specs.as_shardings(_cut.specs_of(cut, tree), mesh)
     return jax.jit(copy, out_shardings=shardings)(tree)

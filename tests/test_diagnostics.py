@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 
 import signax
-from signax import _layout, diagnostics, theory
+from signax import _specs, diagnostics, theory
 from signax.diagnostics import _success
 from workers import WORKERS, Mapped, worker_mesh
 
@@ -438,7 +438,7 @@ def tracked_signum(**kwargs: Any) -> optax.GradientTransformation:
 
 def test_only_a_workers_own_agreement_is_its_own_in_the_layout():
     specs = signax.state_specs(tracked_signum(), jnp.zeros(3), 8)
-    leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_layout.is_spec)
+    leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_specs.is_spec)
     own = {jax.tree_util.keystr(path) for path, spec in leaves if spec != jax.P()}
     assert own == {"[0].ema", "[1].own_agreement"}
 

@@ -10,7 +10,7 @@ import pytest
 
 import reference_family
 import signax
-from signax import _layout
+from signax import _specs
 from workers import WORKERS, Mapped, map_workers, worker_mesh
 
 SIZES = (5, 24, 1, 9)
@@ -188,7 +188,7 @@ def test_the_mean_is_typed_as_the_same_on_all_workers_and_the_estimates_as_their
     specs = signax.state_specs(MAKERS[name](), {"w": jnp.zeros((3, 2))}, 8)
     assert optax.tree.get(specs, "estimate")["w"] == jax.P(WORKERS)
     assert optax.tree.get(specs, "mean_estimate")["w"] == jax.P()
-    paths = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_layout.is_spec)
+    paths = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_specs.is_spec)
     own = {jax.tree_util.keystr(path) for path, spec in paths if spec}
     assert all(("estimate" in p and "mean" not in p) or "[0].momentum" in p or "has_started" in p
                for p in own), own  # fmt: skip

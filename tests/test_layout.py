@@ -37,6 +37,8 @@ ROOMS = (
     "_local_updates",
     "_optimizers",
     "baselines",
+    "_mesh",
+    "_specs",
     "_layout",
     "_worker_step",
     "_step_inputs",

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import signax
-from signax import _layout
+from signax import _specs
 from workers import WORKERS
 
 OWN, SAME = PartitionSpec(WORKERS), PartitionSpec()
@@ -30,7 +30,7 @@ def vote(**kwargs: Any) -> optax.GradientTransformation:
 def layout(tx: optax.GradientTransformation, mesh: Any = M) -> dict[str, PartitionSpec]:
     """{path of a state leaf: its spec}."""
     specs = signax.state_specs(tx, params(), mesh)
-    leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_layout.is_spec)
+    leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_specs.is_spec)
     return {jax.tree_util.keystr(path): spec for path, spec in leaves}
 
 
@@ -172,7 +172,7 @@ def test_the_state_is_stacked_and_sharded_over_the_workers(num_workers: int):
     assert state[0].count.shape == ()
     specs = signax.state_specs(tx, params(), mesh)
     for leaf, spec in zip(
-        jax.tree.leaves(state), jax.tree.leaves(specs, is_leaf=_layout.is_spec), strict=True
+        jax.tree.leaves(state), jax.tree.leaves(specs, is_leaf=_specs.is_spec), strict=True
     ):
         assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim)
     np.testing.assert_array_equal(state[1].key, tx.init(params())[1].key)
