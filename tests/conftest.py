@@ -8,6 +8,7 @@ import hypothesis
 import jax
 import pytest
 
+from daily import thorough
 from workers import MAPPINGS, Mapped
 
 # Before the first use of JAX: afterwards the number of devices is fixed.
@@ -23,10 +24,10 @@ hypothesis.settings.load_profile("signax")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
-    """One notebook is enough for every day; the others take a minute each."""
+    """Notebooks take up to a minute each."""
     for item in items:
-        if item.path.suffix == ".ipynb" and not item.path.name.startswith("01_"):
-            item.add_marker(pytest.mark.slow)
+        if item.path.suffix == ".ipynb":
+            item.add_marker(thorough)
 
 
 @pytest.fixture(params=MAPPINGS)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import signax
+from daily import daily
 from signax import baselines
 from workers import WORKERS
 
@@ -183,6 +184,18 @@ OPTIMIZERS = {
     ),
 }
 every = pytest.mark.parametrize("name", OPTIMIZERS)
+# One row for each kind of memory and each way to the network and back.
+KINDS = (
+    "signum",
+    "ssdm",
+    "noisy_sign_sgd",
+    "double_squeeze",
+    "ef21",
+    "one_bit_adam",
+    "dense_sgd momentum",
+    "power_sgd",
+)
+every_kind = pytest.mark.parametrize("name", daily(OPTIMIZERS, KINDS))
 NUM_WORKERS = 3
 
 

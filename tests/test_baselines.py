@@ -11,6 +11,7 @@ import pytest
 
 import reference_baselines
 import signax
+from daily import daily
 from signax import baselines
 from workers import WORKERS, Mapped, map_workers
 
@@ -215,7 +216,7 @@ def test_a_worker_that_is_not_finite_is_left_out_and_keeps_its_residual(name: st
     )
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", daily(LINKS, list(LINKS)[:2]))
 def test_summed_gradients_are_refused_and_the_layout_is_inferred(name: str):
     params = {"w": jnp.ones((3, 4)), "b": jnp.ones(3)}
     mesh = signax.make_worker_mesh(2)
@@ -234,7 +235,7 @@ def test_summed_gradients_are_refused_and_the_layout_is_inferred(name: str):
         jax.shard_map(summed, mesh=mesh, in_specs=jax.P(), out_specs=jax.P())(params)
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
+@pytest.mark.parametrize("num_workers", daily([2, 3], [3]))
 def test_the_bits_are_those_of_the_formula(num_workers: int):
     n, m, b = 24, 40, 96
     size = n * m + b  # a multiple of 8 M, so that nothing is padded

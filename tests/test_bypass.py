@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import signax
+from daily import daily
 from workers import WORKERS, map_workers, worker_mesh
 
 PARAMS = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8), "scale": jnp.ones(())}
@@ -26,7 +27,10 @@ def bypassed(inner: optax.GradientTransformation, size: int = 9) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "bad"),
-    [("signum", "bias"), ("ssdm", "kernel"), ("double_squeeze", "bias"), ("ef21", "bias")],
+    daily(
+        [("signum", "bias"), ("ssdm", "kernel"), ("double_squeeze", "bias"), ("ef21", "bias")],
+        [("ssdm", "kernel"), ("double_squeeze", "bias")],
+    ),
 )
 def test_a_nan_in_one_part_keeps_the_worker_out_of_both(name: str, bad: str):
     tx = bypassed(MAKERS[name]())

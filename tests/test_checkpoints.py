@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import signax
+from daily import daily
 from named_algorithms import OPTIMIZERS, params
 from workers import WORKERS, worker_mesh
 
@@ -44,11 +45,11 @@ def saved_and_restored(state: signax.TrainState, like: Any, path: Path) -> signa
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow][n in EVERY_DAY :]) for n in OPTIMIZERS],
+    daily(OPTIMIZERS, EVERY_DAY),
 )
-@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "raw"])
-def test_a_restored_state_goes_on_bit_for_bit(name: str, make_key: Any, tmp_path: Path):
-    mesh, row = worker_mesh(M), OPTIMIZERS[name]
+@pytest.mark.parametrize("kind", daily(["key", "PRNGKey"], ["key"]))
+def test_a_restored_state_goes_on_bit_for_bit(name: str, kind: str, tmp_path: Path):
+    mesh, row, make_key = worker_mesh(M), OPTIMIZERS[name], getattr(jax.random, kind)
     tx = row.make(row.learning_rate, axis_name=WORKERS)
     first = lambda: signax.init_train_state(params(), tx, mesh, key=make_key(7))  # noqa: E731
     step = signax.make_train_step(noisy_loss, tx, mesh)

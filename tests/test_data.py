@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from daily import thorough
 from signax.experiments import default_config
 from signax.experiments.data import load_dataset
 from signax.experiments.errors import UsageError
@@ -117,6 +118,7 @@ except mnist.UsageError as error:
 
 
 @needs_mnist
+@thorough
 def test_mnist_is_prepared_read_and_cached_without_tensorflow(tmp_path: Path):
     assert run_python(LOAD, timeout=300, TFDS_DATA_DIR=str(tmp_path)).stdout == ""
 

@@ -10,6 +10,7 @@ import pytest
 
 import reference_family
 import signax
+from daily import daily, thorough
 from signax import _specs
 from workers import WORKERS, Mapped, map_workers, worker_mesh
 
@@ -76,7 +77,7 @@ EF21 = {
 }
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("num_workers", daily([1, 2, 3, 5, 8], [3]))
 def test_ef21_takes_the_steps_of_its_paper_and_h_is_the_mean_of_all_h_n(num_workers: int):
     rows = random_rows(num_workers)
     on_workers = map_workers(
@@ -122,7 +123,7 @@ def scales_of(change: np.ndarray, votes: np.ndarray, scale: Any) -> np.ndarray:
     return scales
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("num_workers", daily([1, 2, 3, 5, 8], [3]))
 def test_diana_takes_the_steps_of_its_paper_for_the_signs_it_drew(num_workers: int):
     """The signs are read off the change of h_n, which must be alpha R s; R is found anew."""
     rows = random_rows(num_workers)
@@ -233,6 +234,7 @@ def loss_fn(params: Any, batch: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize("name", ["ef21", "diana"])
+@thorough
 def test_with_another_number_of_workers_h_is_still_the_mean_and_nothing_is_left_of_zero(name: str):
     tx = MAKERS[name]()
     step = signax.simulate_train_step(loss_fn, tx, 3)
@@ -254,15 +256,16 @@ def test_with_another_number_of_workers_h_is_still_the_mean_and_nothing_is_left_
         assert not any(x.any() for x in jax.tree.leaves(memory))
 
 
-@pytest.mark.parametrize(
-    ("make", "kinds", "down"),
-    [
-        (MAKERS["ef21"], ["all-gather", "all-reduce", "all-to-all"], 4),
-        (MAKERS["diana"], ["all-gather", "all-reduce", "all-to-all"], 4),
-        (MAKERS["ef21 own"], ["all-gather", "all-to-all"], 32),
-    ],
-)
-def test_one_bit_up_and_a_count_or_a_mean_down(make: Any, kinds: list[str], down: int):
+SENT = {
+    "ef21": (["all-gather", "all-reduce", "all-to-all"], 4),
+    "diana": (["all-gather", "all-reduce", "all-to-all"], 4),
+    "ef21 own": (["all-gather", "all-to-all"], 32),
+}
+
+
+@pytest.mark.parametrize("name", daily(SENT, ["ef21"]))
+def test_one_bit_up_and_a_count_or_a_mean_down(name: str):
+    make, (kinds, down) = MAKERS[name], SENT[name]
     size, tx, mesh = 80_000, make(), worker_mesh(8)
     params = {"w": jnp.zeros(size - 8), "b": jnp.zeros(8)}
     specs = signax.state_specs(tx, params, mesh)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import signax
+from daily import daily
 
 PACKAGE = Path(signax.__path__[0])
 FILES = [p.relative_to(PACKAGE.parent) for p in sorted(PACKAGE.rglob("*.py"))]
@@ -24,7 +25,7 @@ MODULES = [
 IMPORTED = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "signax": signax}
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", daily(MODULES, [m for m in MODULES if "baselines" not in m]))
 def test_examples_print_what_they_say(name: str):
     module = importlib.import_module(name)
     options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

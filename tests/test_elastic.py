@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import signax
+from daily import daily
 from workers import WORKERS, worker_mesh
 
 PARAMS = {"w": jnp.zeros((3, 5)), "b": jnp.zeros(5)}
@@ -38,7 +39,7 @@ def memories(state) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(2, 3), (8, 4), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(4, 1), (1, 2)])],
+    daily([(2, 3), (8, 4), (4, 1), (1, 2)], [(2, 3)]),
 )
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_mean_of_the_memories_is_kept_and_the_run_goes_on(name: str, before: int, after: int):

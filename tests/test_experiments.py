@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from daily import daily, thorough
 from signax.experiments import cli, default_config
 from signax.experiments.checkpoint import Checkpoints
 from signax.experiments.config_flag import field_names
@@ -101,7 +102,9 @@ def test_a_run_leaves_metrics_curves_result_and_checkpoint(finished: Path):
     assert Checkpoints(finished).latest_step == 25
 
 
-@pytest.mark.parametrize("name", ["majority_vote", "ssdm", "ssdm_shared", "sgd"])
+@pytest.mark.parametrize(
+    "name", daily(["majority_vote", "ssdm", "ssdm_shared", "sgd"], ["majority_vote"])
+)
 def test_every_run_of_the_digits_page_lowers_the_loss(name: str):
     assert cli.main(["train", f"--config={PAGES['digits']}:{name}", *SHORT]) == 0
     # The work directory is named after the config and what was changed.
@@ -127,9 +130,7 @@ def sgd(learning_rate, momentum, *, axis_name, **others):
 """
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in _FAST else pytest.param(n, marks=pytest.mark.slow) for n in BASELINES]
-)
+@pytest.mark.parametrize("name", daily(BASELINES, _FAST))
 def test_a_baseline_and_a_function_of_ones_own_lower_the_loss_in_20_steps(
     name: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -164,6 +165,7 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(finished: Path)
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@thorough
 def test_a_run_goes_on_with_another_number_of_workers_if_asked():
     def stop(step: int, row: dict[str, float]) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -205,6 +207,7 @@ def test_rows_after_the_last_checkpoint_are_written_again_not_twice(run: Path):
     assert rows_of(run) == rows
 
 
+@thorough
 def test_sigint_ends_with_a_checkpoint_and_the_command_that_goes_on():
     command = [sys.executable, "-m", "signax.experiments.cli", "train", "--config.num_steps=100000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -350,6 +353,7 @@ def test_a_misspelt_field_in_a_config_file_is_an_error(capsys: pytest.CaptureFix
     assert 'Did you mean "batch_size"' in capsys.readouterr().err
 
 
+@thorough
 def test_seeds_are_runs_of_their_own_and_one_row_of_the_table(capsys: pytest.CaptureFixture):
     assert cli.main(["train", *SHORT, "--seeds=0,1", "--workdir=runs/short"]) == 0
     assert {path.name for path in Path("runs").iterdir()} == {"short,seed=0", "short,seed=1"}

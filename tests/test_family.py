@@ -12,11 +12,10 @@ import pytest
 import reference
 import reference_family
 import signax
+from daily import daily
 from four_leaves import LEAVES, NUM_STEPS, SIZE, SIZES, random_rows, to_tree, to_vector
 from workers import WORKERS, map_workers
 
-NUM_WORKERS = (1, 2, 3, 5, 8)
-SOME_SLOW = [pytest.param(m, marks=[pytest.mark.slow][: m in (2, 5, 8)]) for m in NUM_WORKERS]
 SCHEDULE = optax.linear_schedule(0.1, 0.02, NUM_STEPS)
 
 
@@ -92,7 +91,7 @@ def run(tx: optax.GradientTransformation, rows: jax.Array) -> jax.Array:
     return jax.lax.scan(step, (x, state), rows)[1]
 
 
-@pytest.mark.parametrize("num_workers", SOME_SLOW)
+@pytest.mark.parametrize("num_workers", daily([1, 2, 3, 5, 8], [3]))
 def test_deterministic_methods_take_the_steps_of_their_papers(num_workers: int):
     rows = random_rows(num_workers)
     on_workers = map_workers(

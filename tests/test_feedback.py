@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import signax
+from daily import daily
 from four_leaves import SIZE, random_rows, to_tree, to_vector
 from workers import MAPPINGS, WORKERS, Mapped, map_workers, worker_mesh
 
@@ -109,15 +110,15 @@ def test_bfloat16_down_rounds_only_the_mean():
     assert (mean == mean.astype(jnp.bfloat16).astype(jnp.float32)).all()
 
 
-@pytest.mark.parametrize(
-    ("make", "down"),
-    [
-        (signax.ef_sign_sgd, 32),
-        (functools.partial(signax.ef_sign_sgd, down_dtype="bfloat16"), 16),
-        (functools.partial(signax.ssdm, rescale=True), 32),
-        (signax.double_squeeze, 1),
-    ],
-)
+SENT_DOWN = [
+    (signax.double_squeeze, 1),
+    (signax.ef_sign_sgd, 32),
+    (functools.partial(signax.ef_sign_sgd, down_dtype="bfloat16"), 16),
+    (functools.partial(signax.ssdm, rescale=True), 32),
+]
+
+
+@pytest.mark.parametrize(("make", "down"), daily(SENT_DOWN, SENT_DOWN[:1]))
 def test_one_bit_up_and_what_was_promised_down_in_two_collectives(make: Callable, down: int):
     num_workers, size = 8, 80_000
     tx, mesh = make(0.1, axis_name=WORKERS), worker_mesh(8)
@@ -149,7 +150,7 @@ def test_init_of_memory_on_the_servers_needs_the_axis_and_says_so():
             tx.init(jnp.zeros(3))
 
 
-@pytest.mark.parametrize("num_workers", [2, 5])
+@pytest.mark.parametrize("num_workers", daily([2, 5], [5]))
 def test_the_servers_memory_is_cut_anew_for_another_number_of_workers(num_workers: int):
     tx = signax.double_squeeze(0.1, axis_name=WORKERS)
     params = to_tree(jnp.linspace(0.0, 5.0, SIZE))
@@ -202,7 +203,7 @@ def squared_distance(params: Any, batch: jax.Array) -> jax.Array:
     return sum(jnp.sum((x - jnp.mean(batch)) ** 2) for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("name", daily(SWITCHES, list(SWITCHES)[:1]))
 def test_dense_steps_switch_to_compressed_ones_alike_on_devices_and_simulated(name: str):
     tx, mesh = SWITCHES[name](), worker_mesh(3)
     params = to_tree(jnp.linspace(0.0, 1.0, SIZE))

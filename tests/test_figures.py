@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import signax
+from daily import thorough
 from signax import theory
 from signax.experiments import cli
 from signax.experiments.errors import UsageError
@@ -158,6 +159,7 @@ def test_the_stochastic_gradient_of_rosenbrock_has_the_mean_of_its_terms():
     assert (np.abs(mean - each.mean(axis=0)) < 6 * error).all()
 
 
+@thorough
 def test_theorem_4_has_slope_a_quarter_and_holds_for_homogeneous_workers():
     steps = np.array([100, 10_000])
     average = np.array([theorem4._homogeneous(int(k), range(2)).mean() for k in steps])
@@ -235,6 +237,7 @@ def test_the_quick_version_returns_a_figure_and_its_numbers(name: str):
         assert len({len(column) for column in columns.values()}) == 1
 
 
+@thorough
 def test_a_method_of_ones_own_takes_part_in_methods_alone(tmp_path: Path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import signax\n\n\ndef vote(learning_rate, *, axis_name):\n"

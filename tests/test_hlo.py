@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import signax
+from daily import daily
 from signax.wire import _cost
 from workers import WORKERS
 
@@ -57,7 +58,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", daily(OTHERS, ["ssdm shared"]))
 def test_the_other_sign_methods_send_one_exchange_as_well(name: str):
     num_leaves = 3
     wire = report(OTHERS[name](), num_leaves)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import signax
+from daily import daily
 from workers import WORKERS, map_workers
 
 EPSILONS = jnp.array([0.1, 0.5, 0.9])
@@ -84,25 +85,24 @@ def test_sign_sgd_with_one_random_gradient_at_a_time_never_leaves_the_line():
     np.testing.assert_allclose(sums, 2.0, atol=200 * 2.0**-20)
 
 
-@pytest.mark.parametrize(
-    "method",
-    {
-        "ssdm": lambda key: signax.ssdm(
-            lambda k: 0.1 / jnp.sqrt(k + 1.0), key=key, axis_name=WORKERS, wire="float32"
-        ),
-        "ef": lambda key: signax.ef_sign_sgd(0.05, key=key, axis_name=WORKERS),
-        "double squeeze": lambda key: signax.double_squeeze(0.05, key=key, axis_name=WORKERS),
-        "ef21": lambda key: signax.ef21(0.05, key=key, axis_name=WORKERS, wire="float32"),
-        "ef21 own": lambda key: signax.ef21(0.05, key=key, axis_name=WORKERS, shared=False),
-        "diana": lambda key: signax.diana(0.05, key=key, axis_name=WORKERS, wire="float32"),
-        "one bit sgd": lambda key: signax.one_bit_sgd(0.05, axis_name=WORKERS),
-    }.items(),
-    ids=lambda item: item[0],
-)
-def test_chance_or_memory_reaches_the_origin(method: Any):
+CURES = {
+    "ssdm": lambda key: signax.ssdm(
+        lambda k: 0.1 / jnp.sqrt(k + 1.0), key=key, axis_name=WORKERS, wire="float32"
+    ),
+    "ef": lambda key: signax.ef_sign_sgd(0.05, key=key, axis_name=WORKERS),
+    "double squeeze": lambda key: signax.double_squeeze(0.05, key=key, axis_name=WORKERS),
+    "ef21": lambda key: signax.ef21(0.05, key=key, axis_name=WORKERS, wire="float32"),
+    "ef21 own": lambda key: signax.ef21(0.05, key=key, axis_name=WORKERS, shared=False),
+    "diana": lambda key: signax.diana(0.05, key=key, axis_name=WORKERS, wire="float32"),
+    "one bit sgd": lambda key: signax.one_bit_sgd(0.05, axis_name=WORKERS),
+}
+
+
+@pytest.mark.parametrize("name", daily(CURES, ["ssdm", "double squeeze"]))
+def test_chance_or_memory_reaches_the_origin(name: str):
     # With a constant step what is left of f falls at least by exp(-0.004) per step: eps = 0.1.
-    num_steps = 10_000 if method[0] == "ssdm" else 4000
-    _, value = counterexample(method[1], num_steps, 10)
+    num_steps = 10_000 if name == "ssdm" else 4000
+    _, value = counterexample(CURES[name], num_steps, 10)
     assert float(jnp.median(value, axis=1).max()) <= 1e-4
 
 
@@ -152,8 +152,8 @@ def where_it_ends(
     return map_workers("vmap", worker, 3)(jnp.array(weights), jnp.asarray(OPTIMA))[0]
 
 
-@pytest.mark.parametrize("weighting", WEIGHTS)
-@pytest.mark.parametrize("name", FOLLOWS)
+@pytest.mark.parametrize("weighting", daily(WEIGHTS, ["unequal"]))
+@pytest.mark.parametrize("name", daily(FOLLOWS, list(FOLLOWS)[:3]))
 def test_methods_that_know_sizes_reach_the_minimum_of_the_weighted_mean(name: str, weighting: str):
     weights = np.array(WEIGHTS[weighting])
     minimum = weights @ OPTIMA / weights.sum()
@@ -164,7 +164,7 @@ def test_methods_that_know_sizes_reach_the_minimum_of_the_weighted_mean(name: st
     assert np.abs(end - minimum).max() <= 0.05
 
 
-@pytest.mark.parametrize("name", DOES_NOT)
+@pytest.mark.parametrize("name", daily(DOES_NOT, list(DOES_NOT)[:2]))
 def test_methods_that_know_only_signs_end_at_the_same_point_whatever_the_weights(name: str):
     ends = [where_it_ends(DOES_NOT[name](decaying), weights, 4000) for weights in WEIGHTS.values()]
     # The weights are powers of two, so not one bit of one sign differs.

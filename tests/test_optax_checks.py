@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import signax
-from named_algorithms import OPTIMIZERS, every
+from named_algorithms import OPTIMIZERS, every, every_kind
 from workers import WORKERS, map_workers, worker_mesh
 
 M = 2
@@ -48,7 +48,7 @@ def gradient(x: jax.Array) -> jax.Array:
 # alias_test, _common_test
 
 
-@every
+@every_kind
 def test_one_worker_finds_the_minimum_of_the_parabola(name: str):
     """From Optax's start, eleven away, with a learning rate that falls to zero."""
     tx = make(name, optax.linear_schedule(0.1, 0.0, 2000), None)
@@ -87,7 +87,7 @@ def test_update_takes_extra_arguments_that_it_does_not_know(name: str, axis_name
     assert types(axis_name, step, jnp.ones(3)) == ((3,), jnp.float32)
 
 
-@every
+@every_kind
 def test_injected_hyperparameters_on_an_axis_give_the_same_update_and_state(name: str):
     plain = make(name, 0.5, WORKERS)
     injected = optax.inject_hyperparams(lambda learning_rate: make(name, learning_rate, WORKERS))(
@@ -103,7 +103,7 @@ def test_injected_hyperparameters_on_an_axis_give_the_same_update_and_state(name
     jax.tree.map(np.testing.assert_array_equal, injected_state.inner_state, state)
 
 
-@every
+@every_kind
 @bound
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_a_step_keeps_dtypes_through_a_cond(name: str, dtype: str, axis_name: str | None):
@@ -125,7 +125,7 @@ def test_a_step_keeps_dtypes_through_a_cond(name: str, dtype: str, axis_name: st
         assert types(axis_name, step, x) == abstract((x, x))
 
 
-@every
+@every_kind
 def test_accumulation_by_optax_waits_for_its_last_micro_batch(name: str):
     """Alone. Around a link `MultiSteps` hides a branch: `make_train_step(accumulate_steps=k)`."""
     tx = optax.MultiSteps(make(name, 0.5, None), 2)

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import signax
+from daily import daily
 from workers import WORKERS, Mapped, worker_mesh
 
 # Pieces of whole bytes along the first axis, pieces of 3 coordinates, pieces along a later axis, a
@@ -31,7 +32,7 @@ def votes(num_workers: int):
     return {name: rng.choice(values, (num_workers, *shape)) for name, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("num_workers", daily([1, 2, 4], [4]))
 def test_each_owner_holds_its_piece_of_what_all_would_hold(mapped: Mapped, num_workers: int):
     rows = {name: np.stack([x, x], axis=1) for name, x in votes(num_workers).items()}  # two cases:
     rows["last"][num_workers // 2, 1, 0, 0, 0] = np.nan  # all vote, and one abstains

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from daily import daily, thorough
 from workers import run_python
 
 ROOT = Path(__file__).parents[1]
@@ -46,11 +47,15 @@ def test_a_block_is_short(name: str):
     assert len([line for line in BLOCKS[name].splitlines() if line.strip()]) <= most
 
 
-@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "own_method"])
+@pytest.mark.parametrize(
+    "name",
+    daily([name for name in BLOCKS if name != "own_method"], ["shard_map"]),
+)
 def test_a_block_runs_as_printed(name: str):
     run_python(BLOCKS[name], timeout=180)
 
 
+@thorough
 def test_the_method_of_contributing_is_trained_by_the_printed_command(tmp_path: Path):
     """As printed but short; the file is imported, so the block's own example runs as well."""
     (match,) = re.finditer(r"^signax (train .*quiet:quiet_signum.*)$", CONTRIBUTING, re.MULTILINE)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from daily import thorough
 from signax.experiments import default_config
 from signax.experiments.errors import UsageError
 from signax.experiments.experiment import make_experiment
@@ -22,6 +23,7 @@ def config(num_workers: int = 2, devices_per_worker: int = 2, **fields):
     return chosen
 
 
+@thorough
 def test_a_run_that_is_cut_learns_as_one_that_is_not(tmp_path: Path):
     whole = train(config(devices_per_worker=1), tmp_path / "whole")
     cut = train(config(), tmp_path / "cut", check_sync_every=4)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from daily import thorough
 from signax.experiments import cli, default_config, text, transformer
 from signax.experiments.errors import UsageError
 from signax.experiments.metric import ACCURACY, BITS_PER_BYTE
@@ -155,6 +156,7 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@thorough
 def test_a_run_on_text_reports_bits_per_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

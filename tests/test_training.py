@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import reference
 import signax
+from daily import daily
 from workers import WORKERS
 
 M = 8
@@ -69,7 +70,7 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", daily(ALGORITHMS, ["ssdm"]))
 def test_eight_devices_and_eight_simulated_workers_take_the_same_steps(name: str):
     tx, data = ALGORITHMS[name](), batches(20)
     state, history = on_mesh(loss, tx, data)
@@ -228,7 +229,7 @@ class Network(nnx.Module):
         return self.last(self.dropout(nnx.relu(self.norm(self.first(x))), rngs=rngs))
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
+@pytest.mark.parametrize("accumulate_steps", daily([1, 2], [2]))
 def test_a_flax_model_with_batch_norm_and_dropout_trains(accumulate_steps: int):
     graph, weights, statistics = nnx.split(Network(nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
 

@@ -13,13 +13,12 @@ from jax.sharding import AxisType, PartitionSpec
 
 import reference
 import signax
+from daily import daily
 from signax import _rules
 from workers import MAPPINGS, WORKERS, Mapped, map_workers, run_python
 
 WIRES = ("packed", "lanes", "float32")
 SIMULATED = ("float32",)  # the wire of simulate_train_step, under vmap: all others must equal it
-NUM_WORKERS = (1, 2, 3, 5, 8)
-SOME_SLOW = [pytest.param(m, marks=[pytest.mark.slow][: m in (2, 5, 8)]) for m in NUM_WORKERS]
 SHAPES = {"kernel": (3, 3), "bias": (5,), "scalar": ()}
 SIZE = 15  # coordinates in SHAPES: no multiple of 8
 
@@ -107,7 +106,7 @@ def has_something_to_say(rows: Rows) -> np.ndarray:
     return reference.is_voter(rows) & (rows != 0).any(axis=1)
 
 
-@pytest.mark.parametrize("num_workers", SOME_SLOW)
+@pytest.mark.parametrize("num_workers", daily([1, 2, 3, 5, 8], [3]))
 def test_votes_equal_the_reference_on_all_wires_replicas_and_mappings(num_workers: int):
     # One compiled program per mapping; the slow wires on an odd and an even number of workers.
     some = ("lanes", "packed") if num_workers in (3, 8) else ("packed",)
@@ -237,9 +236,13 @@ def simulated(link: str, num_workers: int):
 
 @pytest.mark.parametrize(
     ("num_workers", "link"),
-    [(m, f"{link}/zero/{wire}") for m in (127, 128, 255, 256, 1000) for link, wire in (
-        ("majority", "float32"), ("average", "lanes"))]
-    + [(128, "average/zero/packed"), (255, "majority/random/packed")],
+    daily(
+        [(m, link) for m in (127, 128, 255, 256, 1000) for link in (
+            "majority/zero/float32", "average/zero/lanes", "average/zero/packed",
+            "majority/random/packed")],
+        [(127, "average/zero/lanes"), (128, "average/zero/packed"),
+         (255, "majority/random/packed"), (256, "majority/zero/float32")],
+    ),
 )  # fmt: skip
 def test_no_count_wraps_at_any_number_of_workers(num_workers: int, link: str):
     half = num_workers // 2
@@ -305,7 +308,9 @@ def on_two_levels(how: str):
     )
 
 
-@pytest.mark.parametrize("how", ["shard_map", "shard_map without check", "nested vmap"])
+@pytest.mark.parametrize(
+    "how", daily(["shard_map", "shard_map without check", "nested vmap"], ["shard_map"])
+)
 def test_a_tuple_of_axes_votes_like_one_axis_of_all_workers(how: str):
     rows = ballots(8, {3: np.nan})
     out = on_two_levels(how)(to_tree(rows), jnp.full(8, 5, jnp.int32))

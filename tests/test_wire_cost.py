@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import signax
+from daily import daily
 from signax.wire import _cost, _hlo
 from workers import WORKERS, worker_mesh
 
@@ -21,7 +22,7 @@ def bits(tx, num_workers: int) -> float:
     return signax.wire_bits(step, state, batch, num_coordinates=SIZE).bits_per_coordinate
 
 
-@pytest.mark.parametrize("num_workers", [2, 5, 8])
+@pytest.mark.parametrize("num_workers", daily([2, 5, 8], [5]))
 def test_a_majority_sends_one_or_two_bits_each_way(num_workers: int):
     share = (num_workers - 1) / num_workers
     random = signax.sign_sgd(0.1, axis_name=WORKERS, ties="random")
@@ -30,7 +31,7 @@ def test_a_majority_sends_one_or_two_bits_each_way(num_workers: int):
     assert bits(zero, num_workers) == pytest.approx(4 * share, abs=SLACK)
 
 
-@pytest.mark.parametrize("num_workers", [2, 5, 8])
+@pytest.mark.parametrize("num_workers", daily([2, 5, 8], [5]))
 def test_ssdm_sends_one_bit_up_and_the_count_down(num_workers: int):
     share = (num_workers - 1) / num_workers
     expected = (1 + num_workers.bit_length()) * share
