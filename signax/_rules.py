@@ -28,12 +28,13 @@ class Rule(NamedTuple):
     decide: Callable[[Planes, int, jax.Array, Callable[[], jax.Array]], Planes]
     # those planes for one leaf, number of workers, voters, size, dtype -> the leaf
     decode: Callable[[Planes, int, jax.Array, int, Any], jax.Array]
+    is_ternary: bool = False  # what is sent back are two planes whose sum is sign + 1
 
 
 def _majority_or_zero(counts, num_rows, voters, coins):
     del voters, coins
     positive, tie = _bits.compare_planes(counts, num_rows // 2)  # counted: sum of signs + M
-    return [positive, ~(positive | tie)]
+    return [positive, positive | tie]
 
 
 def _majority_or_coin(counts, num_rows, voters, coins):
@@ -50,7 +51,7 @@ def _all_counts(counts, num_rows, voters, coins):
 
 def _decode_ternary(planes, num_workers, voters, size, dtype):
     del num_workers, voters
-    return _bits.unpack_planes(planes, (1, -1), size, dtype)
+    return _bits.unpack_planes(planes, (1, 1), size, dtype) - 1
 
 
 def _decode_binary(planes, num_workers, voters, size, dtype):
@@ -89,7 +90,7 @@ def mean_over_voters(total, voters, dtype):
 
 
 MAJORITY: dict[Ties, Rule] = {
-    "zero": Rule(_majority_or_zero, _decode_ternary),
+    "zero": Rule(_majority_or_zero, _decode_ternary, is_ternary=True),
     "random": Rule(_majority_or_coin, _decode_binary),
 }
 AVERAGE: dict[Ties, Rule] = {

@@ -58,8 +58,10 @@ def majority_vote(
         coins, unbiased; 1 bit per coordinate each way, but a coordinate that is zero on every
         worker (an unused embedding row) random-walks by the learning rate.
       key: An integer seed or a PRNG key for the coins, the same on all workers.
-      wire: How the signs travel: "packed" (all_to_all and all_gather of packed words), "lanes" (one
-        integer all-reduce) or "float32" (one float all-reduce). All give the same bits.
+      wire: How the signs travel: "packed" (all_to_all and all_gather of packed words), "ternary"
+        (the same, with five coordinates in a byte where they are -1, 0 or +1, so 1.6 bits in place
+        of 2: for slow links), "lanes" (one integer all-reduce) or "float32" (one float all-reduce).
+        All give the same bits.
       on_nonfinite: What a NaN or an infinity in a worker's update does. "abstain": that worker does
         not vote at this step. "propagate": the update is NaN on all workers, as after `lax.pmean`.
         "error": the step raises a `FloatingPointError` that says how many workers it was (a host
@@ -120,7 +122,8 @@ def average_signs(
         ceil(log2(M+1)) down), or "zero" (2 bits up, ceil(log2(2M+1)) down). The signs of
         `scale_by_stochastic_sign` are never zero, so for SSDM both give the same result.
       key: An integer seed or a PRNG key for the coins, the same on all workers.
-      wire: "packed", "lanes" or "float32", as for `majority_vote`.
+      wire: "packed", "ternary" (only the way up, and with `ties="zero"`), "lanes" or "float32", as
+        for `majority_vote`.
       on_nonfinite: "abstain", "propagate" or "error", as for `majority_vote`.
       out_specs: Where the result is needed, as for `majority_vote`.
 
@@ -251,16 +254,19 @@ def _decided(rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_
     def decode(planes, size, dtype, voters):
         return rule.decode(planes, num_workers, voters, size, dtype)
 
-    if owners and _server.in_use(wire) == "packed":
+    if owners and _server.in_use(wire) in ("packed", "ternary"):
+        trits = _server.trits_of(wire, planes, rule.is_ternary)
         signs, voters = _owners.tally(
-            planes, is_voting, updates, owners, tie_coins, decide, decode, axis_name
+            planes, is_voting, updates, owners, tie_coins, decide, decode, axis_name, trits
         )
         return _whole.as_copies(signs, _whole.shards_of(updates)), _whole.largest(voters)
 
     def decide_slice(counts, voters, offset):
         return decide(counts, voters, functools.partial(tie_coins, counts[0].size, offset))
 
-    results, voters = _server.tally(planes, is_voting, decide_slice, axis_name, wire)
+    results, voters = _server.tally(
+        planes, is_voting, decide_slice, axis_name, wire, rule.is_ternary
+    )
     voters = _whole.largest(voters)
     signs = _ballot.unpack_leaves(
         dealing.collect(results), updates, functools.partial(decode, voters=voters)
@@ -281,7 +287,7 @@ def _cast(
         zero = voting & ~(positive | negative)
         return [positive | (zero & coins(zero.size))]
     # Two bits per coordinate whose sum is sign + 1, so that counting them sums the signs; a worker
-    # who abstains says zero.
+    # who abstains says zero. The first is set only where the second is.
     return [positive, ~negative]
 
 

@@ -22,7 +22,7 @@ LINKS = {
     f"{name} {ties} {wire}": functools.partial(link, WORKERS, ties=ties, wire=wire, key=3)
     for name, link in {"majority": signax.majority_vote, "average": signax.average_signs}.items()
     for ties in ("zero", "random")
-    for wire in ("packed", "float32")[: 1 + (ties == "random")]
+    for wire in {"zero": ("packed", "ternary"), "random": ("packed", "float32")}[ties]
 }
 
 

@@ -17,7 +17,7 @@ from daily import daily
 from signax import _rules
 from workers import MAPPINGS, WORKERS, Mapped, map_workers, run_python
 
-WIRES = ("packed", "lanes", "float32")
+WIRES = ("packed", "ternary", "lanes", "float32")
 SIMULATED = ("float32",)  # the wire of simulate_train_step, under vmap: all others must equal it
 SHAPES = {"kernel": (3, 3), "bias": (5,), "scalar": ()}
 SIZE = 15  # coordinates in SHAPES: no multiple of 8
@@ -109,7 +109,7 @@ def has_something_to_say(rows: Rows) -> np.ndarray:
 @pytest.mark.parametrize("num_workers", daily([1, 2, 3, 5, 8], [3]))
 def test_votes_equal_the_reference_on_all_wires_replicas_and_mappings(num_workers: int):
     # One compiled program per mapping; the slow wires on an odd and an even number of workers.
-    some = ("lanes", "packed") if num_workers in (3, 8) else ("packed",)
+    some = ("lanes", "packed", "ternary") if num_workers in (3, 8) else ("packed", "ternary")
     wires = {"vmap": ("float32", *some), "pmap": some, "shard_map": some}
     for name, faults in fault_patterns(num_workers).items():
         rows = ballots(num_workers, faults)
@@ -234,16 +234,17 @@ def simulated(link: str, num_workers: int):
     return map_workers("vmap", fn, num_workers)
 
 
-@pytest.mark.parametrize(
-    ("num_workers", "link"),
-    daily(
-        [(m, link) for m in (127, 128, 255, 256, 1000) for link in (
-            "majority/zero/float32", "average/zero/lanes", "average/zero/packed",
-            "majority/random/packed")],
-        [(127, "average/zero/lanes"), (128, "average/zero/packed"),
-         (255, "majority/random/packed"), (256, "majority/zero/float32")],
-    ),
-)  # fmt: skip
+MANY = [
+    (127, "average/zero/lanes"),
+    (128, "average/zero/packed"),
+    (255, "majority/random/packed"),
+    (255, "majority/zero/ternary"),
+    (256, "majority/zero/float32"),
+]
+EACH = [(m, link) for m in (127, 128, 255, 256, 1000) for _, link in MANY]
+
+
+@pytest.mark.parametrize(("num_workers", "link"), daily(EACH, MANY))
 def test_no_count_wraps_at_any_number_of_workers(num_workers: int, link: str):
     half = num_workers // 2
     rows = np.ones((num_workers, 10), np.float32)

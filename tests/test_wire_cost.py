@@ -29,6 +29,8 @@ def test_a_majority_sends_one_or_two_bits_each_way(num_workers: int):
     assert bits(random, num_workers) == pytest.approx(2 * share, abs=SLACK)
     zero = signax.sign_sgd(0.1, axis_name=WORKERS)
     assert bits(zero, num_workers) == pytest.approx(4 * share, abs=SLACK)
+    trits = signax.sign_sgd(0.1, axis_name=WORKERS, wire="ternary")
+    assert bits(trits, num_workers) == pytest.approx(3.2 * share, abs=SLACK)
 
 
 @pytest.mark.parametrize("num_workers", daily([2, 5, 8], [5]))
@@ -47,6 +49,7 @@ def test_dense_sgd_sends_64_bits():
 def test_the_formulas_are_those_of_the_table():
     assert _cost.majority_bits(8, "random") == 2 * 7 / 8
     assert _cost.majority_bits(8, "zero") == 4 * 7 / 8
+    assert _cost.majority_bits(8, "zero", "ternary") == 3.2 * 7 / 8
     assert _cost.average_signs_bits(8) == 5 * 7 / 8
     assert _cost.dense_bits(8) == 56
 

@@ -169,9 +169,9 @@ def wire_bits(
     return WireReport(tuple(_hlo.read_collectives(text)), here, whole=whole)
 
 
-def majority_bits(num_workers: int, ties: str = "zero") -> float:
+def majority_bits(num_workers: int, ties: str = "zero", wire: str = "packed") -> float:
     """Bits that `majority_vote` sends per coordinate and worker, padding aside."""
-    planes = {"zero": 2, "random": 1}[ties]
+    planes = {"zero": 1.6 if wire == "ternary" else 2, "random": 1}[ties]
     return 2 * planes * (num_workers - 1) / num_workers
 
 

@@ -99,6 +99,7 @@ def tally(
     decide: Callable[..., Sequence[jax.Array]],
     decode: Callable[..., jax.Array],
     axis_name: _workers.AxisName,
+    trits: _server.Trits,
 ) -> tuple[Any, jax.Array]:
     """Counts each leaf where it is owned, and tells everyone only of the leaves that nobody owns.
 
@@ -111,6 +112,7 @@ def tally(
       decide: From the counts' planes, the number of voters and coins to result planes.
       decode: `decode(planes, size, dtype, voters)` gives the values of a leaf.
       axis_name: The workers' axis or axes.
+      trits: What travels as trits.
 
     Returns:
       The results, of an owned leaf this worker's shard; and the number of voters.
@@ -133,11 +135,11 @@ def tally(
         return by_server(coins(num_words))[_workers.worker_index(axis_name)]
 
     rows = jnp.stack([by_server(plane) for plane in planes], axis=1)  # [M, P, A + S]
-    counts, voters_here = _server.counts_of_slice(rows, is_voting, axis_name)
+    counts, voters_here = _server.counts_of_slice(rows, is_voting, axis_name, trits)
     decided = jnp.stack(list(decide(counts, voters_here, own_coins)))  # [R, A + S]
     sizes = [s.own_words for s in shards if s.dim is not None]
     owned, rest = jnp.split(decided, [sum(sizes)], axis=1)
-    rest, voters = _server.gather_slices(rest, voters_here, axis_name)
+    rest, voters = _server.gather_slices(rest, voters_here, axis_name, trits)
     owned = iter(_cut(owned, sizes))
     rest = iter(_cut(rest, [s.num_words for s in shards if s.dim is None]))
 

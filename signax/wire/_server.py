@@ -1,6 +1,6 @@
 """Every worker is the server for 1/M of the coordinates: the collectives that carry signs.
 
-M workers hold packed words (8 coordinates in a byte). Three wires take them to one result:
+M workers hold packed words (8 coordinates in a byte). Four wires take them to one result:
 
   packed    scatter (all_to_all): worker j gets slice j of everyone's words,
             counts them, decides, and gathers (all_gather) the decisions.
@@ -9,17 +9,20 @@ M workers hold packed words (8 coordinates in a byte). Three wires take them to 
               worker 1   [b0 b1 b2]  ->  slice 1 of all    [a1 b1 c1] -> r1  ->  [r0 r1 r2]
               worker 2   [c0 c1 c2]      slice 2 of all    [a2 b2 c2] -> r2      [r0 r1 r2]
 
+  ternary   as packed, with five coordinates in a byte where each says -1, 0 or +1 (`_trits`).
+
   lanes     one integer psum: each coordinate's count has a lane of its own in a uint32,
             wide enough never to carry into its neighbour (the paper's "all-reduce compatible").
 
   float32   one float psum of the bits: the reference, and the cheapest under vmap.
 
-All three hand the same counts, as bit planes, to the same `decide`, so they agree bit for bit.
+All hand the same counts, as bit planes, to the same `decide`, so they agree bit for bit.
 Whether a worker votes at all travels in the same messages; the number of voters comes back so.
 """
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -27,9 +30,9 @@ import jax
 import jax.numpy as jnp
 
 from signax import _workers
-from signax.wire import _bits, _slices
+from signax.wire import _bits, _slices, _trits
 
-Wire = Literal["packed", "lanes", "float32"]
+Wire = Literal["packed", "ternary", "lanes", "float32"]
 
 # counts as bit planes, the number of voters, the offset of these words in the buffer -> planes
 Decide = Callable[[Sequence[jax.Array], jax.Array, jax.Array | int], Sequence[jax.Array]]
@@ -42,6 +45,15 @@ class Received(NamedTuple):
     scales: jax.Array  # float32[M, K]: 0 for a worker who does not vote
     voters: jax.Array  # int32[]
 
+
+class Trits(NamedTuple):
+    """Which way two planes travel as five ternary digits in a byte."""
+
+    up: bool
+    down: bool
+
+
+NO_TRITS = Trits(False, False)
 
 Answer = Callable[[Received], tuple[jax.Array, Any]]
 
@@ -69,6 +81,7 @@ def tally(
     decide: Decide,
     axis_name: _workers.AxisName | None,
     wire: Wire,
+    signs_down: bool = False,
 ) -> tuple[Sequence[jax.Array], jax.Array]:
     """Counts the set bits of all workers' planes per coordinate and applies `decide` to the counts.
 
@@ -79,11 +92,18 @@ def tally(
         planes.
       axis_name: The workers' axis or axes; None for one worker and no collective.
       wire: How the bits travel; it does not change the result.
+      signs_down: Whether `decide` gives two planes that add up to sign + 1.
 
     Returns:
       The result planes of W words and the number of voters (int32), both equal on all workers.
     """
-    exchange = {"packed": _packed, "lanes": _lanes, "float32": _float32}[in_use(wire)]
+    trits = trits_of(wire, planes, signs_down)
+    exchange = {
+        "packed": _packed,
+        "ternary": functools.partial(_packed, trits=trits),
+        "lanes": _lanes,
+        "float32": _float32,
+    }[in_use(wire)]
     # Without the barriers XLA recomputes whatever produced the bits: once per slice of the
     # exchange, or with one worker once per coordinate where the words are unpacked.
     planes = jax.lax.optimization_barrier(tuple(planes))
@@ -94,40 +114,56 @@ def tally(
     return exchange(planes, is_voting, decide, axis_name)
 
 
-def _packed(planes, is_voting, decide, axis_name):
+def trits_of(wire: Wire, planes: Sequence[jax.Array], signs_down: bool) -> Trits:
+    """What travels as trits. Two planes of a worker are sign + 1; one is a bit."""
+    is_ternary = in_use(wire) == "ternary"
+    return Trits(is_ternary and len(planes) == 2, is_ternary and signs_down)
+
+
+def _packed(planes, is_voting, decide, axis_name, trits=NO_TRITS):
     num_workers, size = _workers.num_workers(axis_name), planes[0].size
     slice_size = -(-size // num_workers)
     rows = jnp.stack([_rows(p, num_workers, slice_size) for p in planes], axis=1)  # [M, P, S]
-    counts, voters = counts_of_slice(rows, is_voting, axis_name)
+    counts, voters = counts_of_slice(rows, is_voting, axis_name, trits)
     offset = _workers.worker_index(axis_name) * slice_size
     decided = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
-    results, voters = gather_slices(decided, voters, axis_name)
+    results, voters = gather_slices(decided, voters, axis_name, trits)
     return [plane[:size] for plane in results], voters
 
 
 def counts_of_slice(
-    rows: jax.Array, is_voting: jax.Array, axis_name: _workers.AxisName
+    rows: jax.Array,
+    is_voting: jax.Array,
+    axis_name: _workers.AxisName,
+    trits: Trits = NO_TRITS,
 ) -> tuple[Sequence[jax.Array], jax.Array]:
     """Sends row j, uint8[P, S], to server j; the counts there, S words, and who is counted."""
     num_workers, num_planes, size = rows.shape
+    sent = _trits.encode(rows) if trits.up else rows.reshape(num_workers, -1)
     header = jnp.full((num_workers, 1), is_voting, jnp.uint8)
-    received = _scatter(
-        jnp.concatenate([rows.reshape(num_workers, -1), header], axis=1), axis_name
-    )  # [M, P*S + 1]
+    received = _scatter(jnp.concatenate([sent, header], axis=1), axis_name)  # [M, P*S + 1]
     voters = jnp.sum(received[:, -1], dtype=jnp.int32)
-    rows = received[:, :-1].reshape(num_workers * num_planes, size)  # of all planes
-    return _bits.count_planes(rows), voters
+    received = received[:, :-1]
+    rows = _trits.decode(received, size) if trits.up else received
+    return _bits.count_planes(rows.reshape(num_workers * num_planes, size)), voters
 
 
 def gather_slices(
-    decided: jax.Array, voters: jax.Array, axis_name: _workers.AxisName
+    decided: jax.Array,
+    voters: jax.Array,
+    axis_name: _workers.AxisName,
+    trits: Trits = NO_TRITS,
 ) -> tuple[jax.Array, jax.Array]:
     """All servers' decisions, uint8[R, S] -> uint8[R, M*S], and the number of voters."""
-    payload = jnp.concatenate([decided.reshape(-1), to_bytes(voters)])
-    gathered = gather(payload, axis_name)  # [M, R*S + header]
-    results, headers = jnp.split(gathered, [decided.size], axis=1)
-    results = results.reshape(len(gathered), *decided.shape).swapaxes(0, 1)  # [R, M, S]
-    results = results.reshape(len(decided), len(gathered) * decided.shape[1])
+    num_planes, size = decided.shape
+    answer = _trits.encode(decided) if trits.down else decided.reshape(-1)
+    gathered = gather(jnp.concatenate([answer, to_bytes(voters)]), axis_name)  # [M, R*S + header]
+    results, headers = jnp.split(gathered, [answer.size], axis=1)
+    if trits.down:
+        results = _trits.decode(results, size)
+    results = (
+        results.reshape(-1, num_planes, size).swapaxes(0, 1).reshape(num_planes, -1)
+    )  # [R, M*S]
     return results, from_bytes(headers[0], jnp.int32)[0]
 
 

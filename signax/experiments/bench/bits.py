@@ -55,7 +55,8 @@ def algorithms() -> Iterator[Algorithm]:
     for ties, formula, planes in (("random", one, 1), ("zero", two, 2)):
         for fn in (signax.sign_sgd, signax.signum):
             name = f'{fn.__name__}(ties="{ties}")'
-            yield Algorithm(name, _with(fn, ties=ties), _ALL, formula, planes)
+            wires = (*_ALL, "ternary") if ties == "zero" else _ALL
+            yield Algorithm(name, _with(fn, ties=ties), wires, formula, planes)
     yield Algorithm(
         'noisy_sign_sgd(ties="random")',
         _with(signax.noisy_sign_sgd, noise_scale=1.0, ties="random"), _ALL, one,
@@ -127,6 +128,8 @@ def _formula(algorithm: Algorithm, wire: str | None, num_workers: int) -> float:
         return _cost.dense_bits(num_workers) / (32 // lane_bits)
     if wire == "float32":
         return _cost.dense_bits(num_workers)
+    if wire == "ternary":
+        return _cost.majority_bits(num_workers, "zero", wire)
     return algorithm.formula(num_workers)
 
 

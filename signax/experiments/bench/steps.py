@@ -42,6 +42,7 @@ def links() -> dict[str, Link]:
         "int8 psum of signs": _stateless(_int8_majority),
         'majority, ties="random"': signax.majority_vote(AXIS_NAME, ties="random"),
         'majority, ties="zero"': signax.majority_vote(AXIS_NAME, ties="zero"),
+        'majority, ties="zero", trits': signax.majority_vote(AXIS_NAME, wire="ternary"),
         "ssdm": _without_step(signax.ssdm(1.0, axis_name=AXIS_NAME)),
         'majority, ties="random", lanes': signax.majority_vote(
             AXIS_NAME, ties="random", wire="lanes"
