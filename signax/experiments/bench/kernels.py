@@ -16,7 +16,7 @@ import optax
 import signax
 from signax.experiments.bench import c_loop, model
 from signax.experiments.bench.timing import Group
-from signax.wire import _bits
+from signax.wire import _bits, _trits
 
 _MEMORY, _TEXTBOOK, _OURS = "memory", "textbook", "signax"
 
@@ -46,6 +46,7 @@ def groups(size: int, num_leaves: int, *, is_quick: bool = False) -> Iterator[Ca
     yield lambda: _stochastic_sign_and_pack(size)
     for num_workers in (8,) if is_quick else (4, 8, 16):
         yield lambda m=num_workers: _count(size, m)
+    yield lambda: _code_trits(size)
     yield lambda: _unpack_and_apply(size)
     for n in (num_leaves,) if is_quick else (8, num_leaves):
         yield lambda n=n: _local_step(size, n)
@@ -108,6 +109,26 @@ def _count(size: int, num_workers: int) -> Group:
     calls = {_MEMORY: memory, _TEXTBOOK: textbook, _OURS: ours}
     calls = {name: _call(fn, rows) for name, fn in calls.items()}
     return _group(f"majority of {num_workers}", size, calls)
+
+
+def _code_trits(size: int) -> Group:
+    """Of words that are packed already: two planes whose bits add up to a sign + 1."""
+    bits = np.random.default_rng(0).integers(0, 256, (2, -(-size // 8)), np.uint8)
+    planes = jnp.stack([bits[0] & bits[1], bits[1]])
+    sent = _trits.encode(planes)
+
+    def textbook(planes):
+        digits = jnp.sum(jnp.unpackbits(planes, axis=1, bitorder="little"), axis=0)
+        digits = jnp.pad(digits, (0, -digits.size % 5)).reshape(-1, 5)
+        return jnp.sum(digits * 3 ** jnp.arange(5), axis=1).astype(jnp.uint8)
+
+    calls = {
+        _MEMORY: _call(lambda planes: planes ^ 1, planes),
+        _TEXTBOOK: _call(textbook, planes),
+        _OURS: _call(_trits.encode, planes),
+        "signax, back": _call(lambda sent: _trits.decode(sent, planes.shape[1]), sent),
+    }
+    return _group("five ternary digits in a byte", size, calls)
 
 
 def _unpack_and_apply(size: int) -> Group:
