@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from signax import _coins, _rules, _votes, _workers
@@ -214,13 +215,15 @@ def _decode_means(down_dtype, answers, slices, num_words, updates):
 def _decode_signs(answers, slices, num_words, updates):
     bits, scales = jnp.split(answers, [slices.num_words], axis=1)
     scales = _server.from_bytes(scales, jnp.float32)  # [M, K]
-    words = _slices.spread(scales, slices, num_words)
+    scales = _slices.of_leaves(scales, slices)
+    ends = np.cumsum([words.size for words in scales])
+    bits = jnp.split(bits.reshape(-1)[:num_words], ends[:-1])
 
     def decode(planes, size, dtype):
         is_positive = jnp.unpackbits(planes[0], bitorder="little").reshape(-1, 8) == 1
         return _signed(is_positive, planes[1]).reshape(-1)[:size].astype(dtype)
 
-    return _ballot.unpack([bits.reshape(-1)[:num_words], words], updates, decode)
+    return _ballot.unpack_leaves(list(zip(bits, scales, strict=True)), updates, decode)
 
 
 def _sliced(tree: Any, axis_name: _workers.AxisName | None) -> _slices.Slices:

@@ -155,7 +155,8 @@ def make_train_step(
         def on_worker(state, batch):
             opt_state = _specs.to_worker(state.opt_state, specs, axes)
             state, metrics = worker_step(state._replace(opt_state=opt_state), batch)
-            opt_state = _specs.from_worker(state.opt_state, specs, axes)
+            opt_state = _after_exchange(state.opt_state, specs, axes, metrics)
+            opt_state = _specs.from_worker(opt_state, specs, axes)
             return state._replace(opt_state=opt_state), metrics
 
         mapped = jax.shard_map(
@@ -244,6 +245,24 @@ def simulate_train_step(
         return first(new._replace(opt_state=None))._replace(opt_state=opt_state), first(metrics)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _after_exchange(opt_state: Any, specs: Any, axes: tuple[str, ...], metrics: Any) -> Any:
+    """Writes what each worker remembers when the exchange is over, so in place.
+
+    Whatever reads the old memory is on the way to the exchange. XLA does not see that it comes
+    first, and would copy the memory for it; but it sees that a value needs the number of voters,
+    which the network brings, and cannot know that the condition on it always holds.
+    """
+    if "num_abstained" not in metrics:
+        return opt_state
+    is_over = metrics["num_abstained"] >= 0
+
+    def wait(spec, x):
+        is_memory = _specs.is_local(spec, axes) and jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.where(is_over, x, jnp.zeros_like(x)) if is_memory else x
+
+    return jax.tree.map(wait, specs, opt_state, is_leaf=_specs.is_spec)
 
 
 def _copy(tree: Any, mesh: _mesh.AnyMesh, cut: _cut.Cut | None = None) -> Any:

@@ -241,7 +241,12 @@ MANY = [
     (255, "majority/zero/ternary"),
     (256, "majority/zero/float32"),
 ]
-EACH = [(m, link) for m in (127, 128, 255, 256, 1000) for _, link in MANY]
+EACH = [
+    (num_workers, link)
+    for num_workers in (127, 128, 255, 256, 1000)
+    for _, link in MANY
+    if num_workers % 2 or "zero" in link  # a coin decides no tie here
+]
 
 
 @pytest.mark.parametrize(("num_workers", "link"), daily(EACH, MANY))

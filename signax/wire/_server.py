@@ -161,9 +161,8 @@ def gather_slices(
     results, headers = jnp.split(gathered, [answer.size], axis=1)
     if trits.down:
         results = _trits.decode(results, size)
-    results = (
-        results.reshape(-1, num_planes, size).swapaxes(0, 1).reshape(num_planes, -1)
-    )  # [R, M*S]
+    results = results.reshape(len(gathered), num_planes, size).swapaxes(0, 1)  # [R, M, S]
+    results = results.reshape(num_planes, len(gathered) * size)
     return results, from_bytes(headers[0], jnp.int32)[0]
 
 

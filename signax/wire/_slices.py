@@ -52,7 +52,8 @@ def cut(sizes: Sequence[int], num_workers: int) -> Slices:
 
 def leaf_of_words(slices: Slices, worker: jax.Array) -> jax.Array:
     """Which of a slice's K leaves each of its S words belongs to: int32[S], in order."""
-    counts = jnp.asarray(slices.words, jnp.int32)[worker]
+    # Behind the barrier they are no constant, of which XLA would take minutes to fold the sums.
+    counts = jax.lax.optimization_barrier(jnp.asarray(slices.words, jnp.int32)[worker])
     index = jnp.arange(counts.size, dtype=jnp.int32)
     return jnp.repeat(index, counts, total_repeat_length=slices.num_words)
 
@@ -67,7 +68,16 @@ def is_coordinate(slices: Slices, worker: jax.Array, leaf: jax.Array) -> jax.Arr
     return jnp.arange(8, dtype=jnp.int32)[None] < num_bits[:, None]
 
 
-def spread(values: jax.Array, slices: Slices, num_words: int) -> jax.Array:
-    """One value for each leaf in each slice, [M, K], as one for each word of the buffer: [W]."""
-    counts = np.asarray(slices.words).reshape(-1)
-    return jnp.repeat(values.reshape(-1), counts, total_repeat_length=num_words)
+def of_leaves(values: jax.Array, slices: Slices) -> list[jax.Array]:
+    """One value for each leaf in each slice, [M, K], as one for each word of each leaf."""
+    servers, places = np.nonzero(slices.words)
+    leaf = slices.leaf[servers, places]
+    results, start = [], 0
+    for i, last_word in enumerate(slices.last_word):
+        own = leaf == i  # in slices that follow one another
+        parts = values[servers[own], places[own]]
+        server = jnp.arange(start, last_word + 1) // max(slices.num_words, 1)
+        few = parts[server - servers[own][0]] if own.sum() > 1 else parts
+        results.append(jnp.broadcast_to(few, server.shape))
+        start = last_word + 1
+    return results

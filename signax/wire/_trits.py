@@ -23,7 +23,7 @@ def encode(planes: jax.Array) -> jax.Array:
     fifth = _fifth(planes.shape[-1])
     padding = [(0, 0)] * (planes.ndim - 1) + [(0, _DIGITS * fifth - planes.shape[-1])]
     fifths = jnp.pad(planes, padding).reshape(*planes.shape[:-1], _DIGITS, 1, fifth)
-    is_set = (fifths & _masks()) != 0  # [..., 2, 5, 8, V]
+    is_set = (fifths & _masks(fifths.ndim)) != 0  # [..., 2, 5, 8, V]
     byte = jnp.zeros((), jnp.uint8)
     for k in range(_DIGITS):
         for plane in range(2):
@@ -34,11 +34,11 @@ def encode(planes: jax.Array) -> jax.Array:
 def decode(received: jax.Array, num_words: int) -> jax.Array:
     """The inverse: uint8[..., T] -> uint8[..., 2, S]."""
     rows = received.reshape(*received.shape[:-1], _BITS, _fifth(num_words))  # [..., 8, V]
-    planes = [[], []]
+    planes, masks = [[], []], _masks(rows.ndim)
     for k in range(_DIGITS):
         digit = (rows // jnp.uint8(3**k)) % jnp.uint8(3)
         for plane, is_set in enumerate((digit == 2, digit >= 1)):
-            bits = jnp.where(is_set, _masks(), jnp.uint8(0))
+            bits = jnp.where(is_set, masks, jnp.uint8(0))
             planes[plane].append(jnp.sum(bits, axis=-2, dtype=jnp.uint8))
     words = jnp.stack([jnp.concatenate(p, axis=-1)[..., :num_words] for p in planes], axis=-2)
     return jax.lax.optimization_barrier(words)
@@ -48,6 +48,7 @@ def _fifth(num_words: int) -> int:
     return -(-num_words // _DIGITS)
 
 
-def _masks() -> jax.Array:
-    """uint8[8, 1]: bit b of a word."""
-    return jnp.uint8(1) << jnp.arange(_BITS, dtype=jnp.uint8)[:, None]
+def _masks(ndim: int) -> jax.Array:
+    """uint8[..., 8, 1]: bit b of a word."""
+    masks = jnp.uint8(1) << jnp.arange(_BITS, dtype=jnp.uint8)
+    return masks.reshape([1] * (ndim - 2) + [_BITS, 1])

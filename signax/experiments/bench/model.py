@@ -11,7 +11,7 @@ _NUM_LAYERS = 4  # with their biases, eight leaves
 
 
 def tree(num_coordinates: int, num_leaves: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Leaves as a deep network has them: matrices, and as many vectors that are far smaller."""
+    """Flat leaves of a deep network's sizes: large ones, and as many that are far smaller."""
     weight = np.where(np.arange(num_leaves) % 2 == 0, 100.0, 1.0)
     sizes = (weight * num_coordinates / weight.sum()).astype(int)
     sizes = np.maximum(1, np.where(sizes < 64, sizes, sizes // 64 * 64))  # widths are multiples
