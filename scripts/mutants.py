@@ -49,6 +49,7 @@ TESTS = {
     "signax/wire/_dealing.py": "sharded",
     "signax/wire/_owners.py": "owners",
     "signax/wire/_server.py": "votes feedback family",
+    "signax/wire/_trits.py": "trits votes",
     "signax/wire/_slices.py": "feedback family",
     "signax/_votes.py": "votes hard_inputs owners",
     "signax/_memory.py": "memory optimizers",

@@ -105,6 +105,26 @@ def test_sign_sgd_on_eight_devices_is_the_loop_of_algorithm_2():
     np.testing.assert_array_equal(state.params["b"], b)
 
 
+def test_the_step_makes_no_copy_of_the_momentum():
+    """Matrices and bfloat16 products: there XLA would compute the momentum anew for each reader."""
+    kernels = {"first": jnp.zeros((64, 64)), "second": jnp.zeros((64, 64))}
+
+    def mean_square(kernels, batch):
+        hidden = batch.astype(jnp.bfloat16)
+        for kernel in kernels.values():
+            hidden = jnp.tanh(hidden @ kernel.astype(jnp.bfloat16))
+        return jnp.mean(hidden.astype(jnp.float32) ** 2)
+
+    def temporary(tx):
+        step = signax.make_train_step(mean_square, tx, mesh())
+        state = signax.init_train_state(kernels, tx, mesh())
+        compiled = step.lower(state, jnp.ones((M, 64))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    without = temporary(signax.sign_sgd(0.1, axis_name=WORKERS))
+    assert temporary(signax.signum(0.1, axis_name=WORKERS)) <= without + 512  # a few scalars
+
+
 def test_the_second_call_compiles_nothing():
     tx = ALGORITHMS["ssdm"]()
     for step, where in (
