@@ -9,6 +9,7 @@
 #   kernels    5 min   bench: one worker's kernels and steps at 10 million coordinates
 #   network   25 min   bench: four processes on the loopback, at 1 Gbit/s and at 100 Mbit/s (Linux, root)
 #   race      35 min   bench: a transformer's time to a target at three bandwidths (Linux, root)
+#   others    50 min   bench: the same for the runs that docs/operations.md has beside the README's
 #   soak       5 min   20,000 steps on two processes of which one is killed every 2,000 (Linux)
 #   label    * 15 min   MNIST by label: the table of runs, three seeds each
 #   mnist    *  5 min   MNIST shuffled: Signum with three seeds, dense SGD with one
@@ -17,7 +18,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=runs/results
-sections="digits weights kernels network race soak label mnist figures methods"
+sections="digits weights kernels network race others soak label mnist figures methods"
 
 run() { # one line that says what runs, then the command
   printf '\n$ %s\n' "$*"
@@ -48,6 +49,12 @@ race() {
   run signax bench --to_accuracy --config=configs/bytes.py --target=3.8 --timed_steps=16 --budget=400 \
     --runs=adamw,adamw_bfloat16,power_sgd,distributed_lion,local_vote \
     --bandwidths=loopback,100mbit,20mbit --workdir=$results/race
+}
+
+others() {
+  run signax bench --to_accuracy --config=configs/bytes.py --target=3.8 --timed_steps=16 --budget=400 \
+    --runs=adamw,adamw_low_rank,signum,one_bit_adam,ssdm_shared,double_squeeze,local_squeeze \
+    --bandwidths=loopback,1gbit,100mbit --workdir=$results/others
 }
 
 soak() {
