@@ -45,7 +45,7 @@ TESTS = {
     "signax/wire/_ballot.py": "votes feedback",
     "signax/wire/_bits.py": "bits votes",
     "signax/wire/_cost.py": "hlo wire_cost",
-    "signax/wire/_hlo.py": "hlo wire_cost",
+    "signax/wire/_hlo.py": "hlo_text hlo wire_cost",
     "signax/wire/_dealing.py": "sharded",
     "signax/wire/_owners.py": "owners",
     "signax/wire/_server.py": "votes feedback family",
