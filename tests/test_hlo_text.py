@@ -39,6 +39,13 @@ def test_of_a_ragged_all_to_all_only_what_is_sent_counts():
     assert found.bits == SENT["all-to-all"]
 
 
+def test_a_bool_travels_as_a_byte_and_the_scopes_are_kept():
+    line = f'%r = pred[64]{{0}} all-gather(%p), {GROUPS}, metadata={{op_name="step/vote"}}'
+    text = module(line).replace("f32[64]{0} parameter", "pred[64]{0} parameter")
+    (found,) = _hlo.read_collectives(text)
+    assert (found.dtype, found.bits, found.scope) == ("pred", 64 * 8 * 3, "step/vote")
+
+
 def test_without_groups_all_devices_talk():
     (found,) = _hlo.read_collectives(module("%r = f32[64]{0} all-gather(%p)"))
     assert found.groups == ((0, 1, 2, 3),)
@@ -71,6 +78,15 @@ def test_a_call_is_exact_and_the_branches_of_a_condition_are_not():
     first, second = _hlo.read_collectives(module(both, others=BODY + other))
     assert (first.kind, first.branch, first.exact) == ("all-gather", 0, False)
     assert (second.kind, second.branch, second.exact) == ("all-reduce", 1, False)
+
+
+def test_of_the_older_form_of_a_condition_branch_1_is_the_true_one():
+    line = "%w = f32[64]{0} conditional(%p, %p), true_computation=%body, false_computation=%other"
+    other = BODY.replace("%body", "%other").replace("all-reduce", "all-gather")
+    # What stands behind the entry is not the entry.
+    first, second = _hlo.read_collectives(module(line, others=BODY) + "\n" + other)
+    assert (first.kind, first.branch) == ("all-gather", 0)
+    assert (second.kind, second.branch) == ("all-reduce", 1)
 
 
 @pytest.mark.parametrize(
