@@ -53,8 +53,6 @@ class Trits(NamedTuple):
     down: bool
 
 
-NO_TRITS = Trits(False, False)
-
 Answer = Callable[[Received], tuple[jax.Array, Any]]
 
 _override: contextvars.ContextVar[Wire | None] = contextvars.ContextVar("wire", default=None)
@@ -81,7 +79,7 @@ def tally(
     decide: Decide,
     axis_name: _workers.AxisName | None,
     wire: Wire,
-    signs_down: bool = False,
+    signs_down: bool,
 ) -> tuple[Sequence[jax.Array], jax.Array]:
     """Counts the set bits of all workers' planes per coordinate and applies `decide` to the counts.
 
@@ -97,13 +95,8 @@ def tally(
     Returns:
       The result planes of W words and the number of voters (int32), both equal on all workers.
     """
-    trits = trits_of(wire, planes, signs_down)
-    exchange = {
-        "packed": _packed,
-        "ternary": functools.partial(_packed, trits=trits),
-        "lanes": _lanes,
-        "float32": _float32,
-    }[in_use(wire)]
+    packed = functools.partial(_packed, trits=trits_of(wire, planes, signs_down))
+    exchange = {"packed": packed, "ternary": packed, "lanes": _lanes, "float32": _float32}
     # Without the barriers XLA recomputes whatever produced the bits: once per slice of the
     # exchange, or with one worker once per coordinate where the words are unpacked.
     planes = jax.lax.optimization_barrier(tuple(planes))
@@ -111,7 +104,7 @@ def tally(
         counts = _bits.count_planes(jnp.stack(planes))
         voters = is_voting.astype(jnp.int32)
         return jax.lax.optimization_barrier((tuple(decide(counts, voters, 0)), voters))
-    return exchange(planes, is_voting, decide, axis_name)
+    return exchange[in_use(wire)](planes, is_voting, decide, axis_name)
 
 
 def trits_of(wire: Wire, planes: Sequence[jax.Array], signs_down: bool) -> Trits:
@@ -120,7 +113,7 @@ def trits_of(wire: Wire, planes: Sequence[jax.Array], signs_down: bool) -> Trits
     return Trits(is_ternary and len(planes) == 2, is_ternary and signs_down)
 
 
-def _packed(planes, is_voting, decide, axis_name, trits=NO_TRITS):
+def _packed(planes, is_voting, decide, axis_name, trits):
     num_workers, size = _workers.num_workers(axis_name), planes[0].size
     slice_size = -(-size // num_workers)
     rows = jnp.stack([_rows(p, num_workers, slice_size) for p in planes], axis=1)  # [M, P, S]
@@ -135,7 +128,7 @@ def counts_of_slice(
     rows: jax.Array,
     is_voting: jax.Array,
     axis_name: _workers.AxisName,
-    trits: Trits = NO_TRITS,
+    trits: Trits,
 ) -> tuple[Sequence[jax.Array], jax.Array]:
     """Sends row j, uint8[P, S], to server j; the counts there, S words, and who is counted."""
     num_workers, num_planes, size = rows.shape
@@ -152,7 +145,7 @@ def gather_slices(
     decided: jax.Array,
     voters: jax.Array,
     axis_name: _workers.AxisName,
-    trits: Trits = NO_TRITS,
+    trits: Trits,
 ) -> tuple[jax.Array, jax.Array]:
     """All servers' decisions, uint8[R, S] -> uint8[R, M*S], and the number of voters."""
     num_planes, size = decided.shape
