@@ -46,14 +46,16 @@ TESTS = {
     "signax/wire/_bits.py": "bits votes",
     "signax/wire/_cost.py": "hlo wire_cost",
     "signax/wire/_hlo.py": "hlo_text hlo wire_cost",
-    "signax/wire/_dealing.py": "sharded",
+    "signax/wire/_dealing.py": "sharded_wire sharded_links sharded",
     "signax/wire/_owners.py": "owners",
     "signax/wire/_server.py": "votes feedback family",
     "signax/wire/_trits.py": "trits votes",
     "signax/wire/_slices.py": "feedback family",
-    "signax/_votes.py": "votes hard_inputs owners",
+    "signax/_network.py": "votes hard_inputs",
+    "signax/_average.py": "votes hard_inputs",
+    "signax/_votes.py": "votes vote_coins hard_inputs owners",
     "signax/_memory.py": "memory optimizers",
-    "signax/_training.py": "training drift",
+    "signax/_training.py": "training losses step_inputs drift",
 }
 
 # One or two of Cosmic Ray's replacements for each kind of thing: the others break more, and are

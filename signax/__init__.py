@@ -24,9 +24,11 @@ from signax.wire._bits import pack_bits, unpack_bits
 from signax.wire._cost import WireReport, wire_bits
 
 # 3. Who wins?
+from signax._network import VoteState
+from signax._average import average_gradients
+from signax._votes import average_signs, majority_vote
 from signax._scaled import ScaledVoteState, average_scaled_signs
 from signax._columns import average_column_means, scale_by_column_means
-from signax._votes import VoteState, average_gradients, average_signs, majority_vote
 
 # 4. What is not forgotten?
 from signax._differences import DifferencesState

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _scaled, _votes, _workers
+from signax import _network, _scaled, _workers
 from signax._shards import _nesting, _whole
 from signax.signs import _sign
 from signax.wire import _server, _slices
@@ -82,7 +82,7 @@ def average_column_means(
     axis_name: _workers.AxisName | None,
     *,
     down_dtype: jax.typing.DTypeLike = jnp.float32,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
 ) -> optax.GradientTransformation:
     r"""The mean of what the workers say, where each says at most two values in a column.
 
@@ -121,12 +121,12 @@ def average_column_means(
       Data-Parallel Distributed Training of Speech DNNs, Interspeech 2014, section 3.2.
     """
     name = "average_column_means"
-    _votes.require_choice(on_nonfinite, _votes.OnNonfinite, name, "on_nonfinite")
+    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
     _scaled.require_floating(down_dtype, name)
 
     @_nesting.on_shards
     def update(updates, state):
-        _votes.check_updates(updates, axis_name, name)
+        _network.check_updates(updates, axis_name, name)
         _whole.require_told(updates, axis_name, name)
         updates = jax.tree.map(jnp.asarray, updates)
         columns = [_rows_of_columns(leaf) for leaf in jax.tree.leaves(updates)]
@@ -148,10 +148,10 @@ def average_column_means(
             means = _server.from_bytes(answers[:, :-4], down_dtype).reshape(-1, 8)
             mean = _whole.as_copies(_unpack(means, columns, updates), _whole.shards_of(updates))
             num_absent = _workers.num_workers(axis_name) - voters
-            mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
-            return mean, _votes.next_state(state, voters, axis_name)
+            mean = _network.handle_nonfinite(mean, num_absent, on_nonfinite, name)
+            return mean, _network.next_state(state, voters, axis_name)
 
-    return optax.GradientTransformation(functools.partial(_votes.init_state, key=0), update)
+    return optax.GradientTransformation(functools.partial(_network.init_state, key=0), update)
 
 
 def _rows_of_columns(leaf: jax.Array) -> jax.Array:

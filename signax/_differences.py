@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _memory, _scaled, _votes, _workers
+from signax import _memory, _network, _scaled, _votes, _workers
 from signax._shards import _nesting
 from signax.signs import _sign
 from signax.wire import _server
@@ -54,7 +54,7 @@ def compressed_differences(
     axis_name: _workers.AxisName | None,
     key: jax.typing.ArrayLike,
     wire: _server.Wire,
-    on_nonfinite: _votes.OnNonfinite,
+    on_nonfinite: _network.OnNonfinite,
     name: str,
 ) -> optax.GradientTransformation:
     """The network link of EF21 and DIANA: its update is u above, the same on all workers."""
@@ -70,7 +70,7 @@ def compressed_differences(
 
     @_nesting.on_shards_with(alpha)
     def update(updates, state, alpha):
-        _votes.check_updates(updates, axis_name, name)
+        _network.check_updates(updates, axis_name, name)
         change = jax.tree.map(jnp.subtract, _memory.wide(updates), state.estimate)
         signs, scales, compressor_state = compressor.apply(change, state.compressor)
         said = jax.tree.map(jnp.multiply, signs, scales)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _memory, _scaled, _votes, _workers
+from signax import _memory, _network, _scaled, _workers
 from signax.signs import _sign
 
 
@@ -89,7 +89,7 @@ def compressed_mean(
     *,
     key: jax.typing.ArrayLike = 0,
     scope: _sign.Scope = "leaf",
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     accumulator_dtype: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""In place of `lax.pmean` before an optimizer that you trust: one bit per coordinate each way.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _votes, _workers
+from signax import _network, _workers
 from signax.signs import _sign
 
 
@@ -172,7 +172,7 @@ def _require_same_shapes(new_state: Any, state: Any) -> None:
 
 
 def guarded(
-    memory: optax.GradientTransformation, on_nonfinite: _votes.OnNonfinite
+    memory: optax.GradientTransformation, on_nonfinite: _network.OnNonfinite
 ) -> optax.GradientTransformation:
     """The worker's memory, kept from a NaN unless the user wants to see it spread."""
     return memory if on_nonfinite == "propagate" else abstaining(memory)

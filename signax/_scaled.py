@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signax import _coins, _rules, _votes, _workers
+from signax import _coins, _network, _rules, _workers
 from signax._shards import _cut, _nesting, _whole
 from signax.wire import _ballot, _bits, _server, _slices
 
@@ -43,7 +43,7 @@ def average_scaled_signs(
     bidirectional: bool = False,
     down_dtype: jax.typing.DTypeLike = jnp.float32,
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
 ) -> optax.GradientTransformation:
     r"""The mean of what the workers say, where each says +c or -c in a leaf.
 
@@ -92,7 +92,7 @@ def average_scaled_signs(
       Error-Compensated Compression, ICML 2019, arXiv:1905.05957, Algorithm 1.
     """
     name = "average_scaled_signs"
-    _votes.require_choice(on_nonfinite, _votes.OnNonfinite, name, "on_nonfinite")
+    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
     require_floating(down_dtype, name)
 
     def init(params):
@@ -102,11 +102,11 @@ def average_scaled_signs(
             sizes, num_devices = _cut.local_sizes(params)
             slices = _slices.cut(sizes, _workers.num_workers(axis_name))
             residual = jnp.zeros((num_devices * slices.num_words, 8), jnp.float32)
-        return ScaledVoteState(*_votes.init_state(params, key), residual)
+        return ScaledVoteState(*_network.init_state(params, key), residual)
 
     @_nesting.on_shards
     def update(updates, state):
-        _votes.check_updates(updates, axis_name, name)
+        _network.check_updates(updates, axis_name, name)
         _whole.require_told(updates, axis_name, name)
         slices = _sliced(updates, axis_name)
         if slices.num_words == 0:
@@ -133,9 +133,9 @@ def average_scaled_signs(
             mean = decode(answers[:, :-4], slices, ballot.bits.size, updates)
             mean = _whole.as_copies(mean, _whole.shards_of(updates))
             num_absent = _workers.num_workers(axis_name) - voters
-            mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
+            mean = _network.handle_nonfinite(mean, num_absent, on_nonfinite, name)
             state = state._replace(server_residual=residual)
-            return mean, _votes.next_state(state, voters, axis_name)
+            return mean, _network.next_state(state, voters, axis_name)
 
     return optax.GradientTransformation(init, update)
 

@@ -16,26 +16,15 @@ Richtarik, 2021, arXiv:1905.12938, Algorithms 2 and 3.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _coins, _rules, _workers
+from signax import _coins, _network, _rules, _workers
 from signax._shards import _nesting, _whole
-from signax.signs import _random, _sign
 from signax.wire import _ballot, _dealing, _owners, _server
-
-OnNonfinite = Literal["abstain", "propagate", "error"]
-
-
-class VoteState(NamedTuple):
-    """State of a network link: equal on all workers."""
-
-    count: jax.Array  # int32[], the step
-    key: jax.Array  # uint32[2]
-    num_abstained: jax.Array  # int32[], workers who did not vote at the last step
 
 
 def majority_vote(
@@ -44,7 +33,7 @@ def majority_vote(
     ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
-    on_nonfinite: OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     out_specs: Any = None,
 ) -> optax.GradientTransformation:
     r"""Every coordinate moves the way that most workers want it to.
@@ -107,7 +96,7 @@ def average_signs(
     ties: _rules.Ties = "random",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
-    on_nonfinite: OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     out_specs: Any = None,
 ) -> optax.GradientTransformation:
     r"""Every coordinate moves by the mean of the workers' signs: the main step of SSDM.
@@ -153,52 +142,6 @@ def average_signs(
     )
 
 
-def average_gradients(
-    axis_name: _workers.AxisName | None, *, on_nonfinite: OnNonfinite = "abstain"
-) -> optax.GradientTransformation:
-    r"""The dense baseline: the mean of the workers' gradients, every coordinate in full.
-
-    $$ u = \frac{1}{M} \sum_{n=1}^{M} u_n $$
-
-    Args:
-      axis_name: The workers' axis or a tuple of axes; None is one worker.
-      on_nonfinite: "abstain", "propagate" or "error", as for `majority_vote`.
-
-    Returns:
-      A transformation that keeps shapes and dtypes; it sends each coordinate in its own dtype
-      (`lax.psum`). A worker whose tree holds a NaN or an infinity abstains: the mean is over the
-      others, and zero if there are none. `num_abstained` is in the state.
-
-    Raises:
-      ValueError: At update, if an axis is not bound, or if the gradients were already summed.
-      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
-
-    Example:
-      >>> tx = signax.average_gradients("workers")
-      >>> mean = lambda g: tx.update(g, tx.init(g))[0]
-      >>> print(jax.vmap(mean, axis_name="workers", out_axes=None)(jnp.array([1.0, 2.0])))
-      1.5
-    """
-    name = "average_gradients"
-    require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
-
-    @_nesting.on_shards
-    def update(updates, state):
-        check_updates(updates, axis_name, name)
-        with jax.named_scope(f"signax.{name}"):
-            is_voting = _sign.all_finite(updates)
-            kept = jax.tree.map(lambda u: jnp.where(is_voting, u, jnp.zeros_like(u)), updates)
-            voters = is_voting.astype(jnp.int32)
-            if axis_name is not None:
-                kept, voters = jax.lax.psum((kept, voters), axis_name)
-            mean = jax.tree.map(lambda u: u / jnp.maximum(voters, 1).astype(u.dtype), kept)
-            num_absent = _workers.num_workers(axis_name) - voters
-            mean = handle_nonfinite(mean, num_absent, on_nonfinite, name)
-            return mean, next_state(state, voters, axis_name)
-
-    return optax.GradientTransformation(functools.partial(init_state, key=0), update)
-
-
 def _vote(
     name: str,
     rules: dict[_rules.Ties, _rules.Rule],
@@ -206,18 +149,18 @@ def _vote(
     ties: _rules.Ties,
     key: jax.typing.ArrayLike,
     wire: _server.Wire,
-    on_nonfinite: OnNonfinite,
+    on_nonfinite: _network.OnNonfinite,
     out_specs: Any,
 ) -> optax.GradientTransformation:
     """Pack the signs, count them on the servers, decide there, unpack the result."""
-    require_choice(ties, _rules.Ties, name, "ties")
-    require_choice(wire, _server.Wire, name, "wire")
-    require_choice(on_nonfinite, OnNonfinite, name, "on_nonfinite")
+    _network.require_choice(ties, _rules.Ties, name, "ties")
+    _network.require_choice(wire, _server.Wire, name, "wire")
+    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
     rule = rules[ties]
 
     @_nesting.on_shards
     def update(updates, state):
-        check_updates(updates, axis_name, name)
+        _network.check_updates(updates, axis_name, name)
         _whole.require_told(updates, axis_name, name)
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
             # Nothing to vote on. Made anew, so that JAX types the empty leaves as replicated.
@@ -238,10 +181,10 @@ def _vote(
                 rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_name, wire
             )
             num_absent = _workers.num_workers(axis_name) - voters
-            signs = handle_nonfinite(signs, num_absent, on_nonfinite, name)
-            return signs, next_state(state, voters, axis_name)
+            signs = _network.handle_nonfinite(signs, num_absent, on_nonfinite, name)
+            return signs, _network.next_state(state, voters, axis_name)
 
-    return optax.GradientTransformation(functools.partial(init_state, key=key), update)
+    return optax.GradientTransformation(functools.partial(_network.init_state, key=key), update)
 
 
 def _decided(rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_name, wire):
@@ -289,51 +232,3 @@ def _cast(
     # Two bits per coordinate whose sum is sign + 1, so that counting them sums the signs; a worker
     # who abstains says zero. The first is set only where the second is.
     return [positive, ~negative]
-
-
-def init_state(params: Any, key: jax.typing.ArrayLike) -> VoteState:
-    del params
-    zero = jnp.zeros((), jnp.int32)
-    return VoteState(zero, _random.key_words(key), jnp.zeros_like(zero))
-
-
-def next_state(state: Any, voters: jax.Array, axis_name: _workers.AxisName | None) -> Any:
-    # The count is only an address: it may wrap after 2^32 steps.
-    return state._replace(
-        count=state.count + 1, num_abstained=_workers.num_workers(axis_name) - voters
-    )
-
-
-def handle_nonfinite(
-    updates: Any, num_absent: jax.Array, on_nonfinite: OnNonfinite, name: str
-) -> Any:
-    if on_nonfinite == "propagate":
-        return jax.tree.map(
-            lambda u: jnp.where(num_absent > 0, jnp.nan, u).astype(u.dtype), updates
-        )
-    if on_nonfinite == "error":
-        jax.debug.callback(functools.partial(_raise_if_absent, name=name), num_absent)
-    return updates
-
-
-def _raise_if_absent(num_absent: Any, name: str) -> None:
-    if num_absent > 0:
-        raise FloatingPointError(
-            f"signax.{name}: a NaN or an infinity in the updates of {num_absent} worker(s) at this"
-            ' step. With on_nonfinite="abstain" these workers would not vote and training would go'
-            " on; jax_debug_nans finds where the first NaN arises."
-        )
-
-
-def require_choice(value: Any, choices: Any, function: str, argument: str) -> None:
-    """Raises a `ValueError` unless `value` is one of the `Literal` type's choices."""
-    if value not in get_args(choices):
-        raise ValueError(
-            f"signax.{function}: unknown {argument} {value!r}; choose one of {get_args(choices)}."
-        )
-
-
-def check_updates(updates: Any, axis_name: _workers.AxisName | None, name: str) -> None:
-    _workers.require_bound(axis_name, name)
-    _sign.require_real(updates, name)
-    _workers.require_varying(updates, axis_name, name)

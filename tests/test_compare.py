@@ -41,14 +41,6 @@ def run(**changes: object) -> Comparison:
     return compare(loss_fn, jnp.zeros(3), data, methods, **arguments)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Most of the time of a short run is XLA's optimizer at work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def result() -> Comparison:
     return run()

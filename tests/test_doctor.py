@@ -17,14 +17,6 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = ("--config.hidden_size=8", "--batches=32")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Most of the time of an examination is XLA's optimizer at work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -32,14 +32,6 @@ SHORT = ("--config.num_steps=25", "--config.eval_every=10", "--config.hidden_siz
 OVERRIDES = "eval_every=10,hidden_size=8,num_steps=25"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Most of the time of a short run is XLA's optimizer at work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

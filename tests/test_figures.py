@@ -36,14 +36,6 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Most of the time of a short run is XLA's optimizer at work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def module_of(name: str):
     return importlib.import_module(f"signax.experiments.figures.{FIGURES[name].module}")
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis.extra import numpy as arrays_of
 
 import reference
-from test_votes import SIMULATED, WIRES, coins_within_bounds, has_something_to_say, run_votes
+from ballots import SIMULATED, WIRES, coins_within_bounds, has_something_to_say, run_votes
 from workers import WORKERS, map_workers
 
 Spec = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each leaf

@@ -390,7 +390,7 @@ ELSEWHERE = {
     "bfloat16": "optimizers::updates_keep_the_dtype_of_the_gradients",
     "integer, bool, complex, float0 and key leaves in a link": "workers_types::leaves_without_a_"
     "sign_are_a_type_error_that_names_the_path",
-    "a state of another model": "training::a_state_of_another_optimizer_or_model_is_refused",
+    "a state of another model": "step_inputs::a_state_of_another_optimizer_or_model_is_refused",
     "d no multiple of 8 M; ties at even M; 1e-30 and 3e38": "votes::votes_equal_the_reference_on_"
     "all_wires_replicas_and_mappings",
     "probabilities down to 1e-8": "stochastic::a_small_probability_keeps_its_signal",
@@ -398,14 +398,14 @@ ELSEWHERE = {
     "M = 127, 128, 256": "votes::no_count_wraps_at_any_number_of_workers",
     "donation of params and state": "training::donation_leaves_the_users_parameters_alive_and_init_"
     "may_run_twice",
-    "two votes over parts of a tree with the same key": "votes::votes_over_two_parts_of_a_tree_"
-    "have_independent_coins",
+    "two votes over parts of a tree with the same key": "vote_coins::votes_over_two_parts_of_a_"
+    "tree_have_independent_coins",
     "inject_hyperparams": "optimizers::hyperparameters_may_be_injected_and_scheduled",
     "beta outside [0, 1)": "workers_types::a_beta_outside_its_range_is_refused_at_construction",
     "unknown norm, scope, wire, ties": "workers_types::an_unknown_word_is_refused_at_construction_"
     "with_the_choices",
-    "replicated momentum fed to a step": "training::a_state_of_plain_init_is_an_error_that_names_"
-    "init_opt_state",
+    "replicated momentum fed to a step": "step_inputs::a_state_of_plain_init_is_an_error_"
+    "that_names_init_opt_state",
 }
 
 

@@ -24,6 +24,8 @@ ROOMS = (
     "wire",
     "_coins",
     "_rules",
+    "_network",
+    "_average",
     "_votes",
     "_scaled",
     "_columns",

@@ -20,14 +20,6 @@ from signax.experiments.train import train
 from workers import WORKERS, map_workers
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Most of the time of a short run is XLA's optimizer at work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def config_of(**changes: Any) -> Config:
     config = default_config.get_config()
     config.num_steps, config.eval_every, config.hidden_size, config.batch_size = 8, 4, 8, 32

@@ -1,7 +1,7 @@
-"""Many processes: what they agree on, what they compute, and how they end when one fails.
+"""Training in many processes: what they compute, and how they end when one fails.
 
-Whatever trains runs in processes of its own with a time limit, and most of it is marked slow. A
-fault comes from the config file, which is Python: at a known step of a known process.
+They run with a time limit, and most of the tests are marked slow. A fault comes from the config
+file, which is Python: at a known step of a known process.
 """
 
 import contextlib
@@ -18,13 +18,11 @@ import jax
 import numpy as np
 import pytest
 
-from signax.experiments import agreement, cli, cluster, fleet, launch_command, native_log, processes
+from signax.experiments import processes
 from signax.experiments.checkpoint import Checkpoints
 from signax.experiments.default_config import get_config
-from signax.experiments.errors import UsageError
 from signax.experiments.experiment import make_experiment
 
-IS_LINUX = sys.platform == "linux"
 HEARTBEAT = 10  # seconds
 LIMIT = 240  # seconds: a run takes 15 on a core of its own
 
@@ -32,190 +30,7 @@ LIMIT = 240  # seconds: a run takes 15 on a core of its own
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of a short run is XLA at work
 
-
-# Who is one of several
-
-
-@pytest.mark.parametrize(
-    ("environment", "meeting"),
-    [
-        ({}, None),
-        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, None),  # inside an allocation, but on its own
-        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, cluster.Meeting()),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, cluster.Meeting()),
-        ({"TPU_WORKER_HOSTNAMES": "a"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, cluster.Meeting()),
-        (fleet.meeting_environment(1, 3, "10.0.0.1:8476"), cluster.Meeting("10.0.0.1:8476", 3, 1)),
-    ],
-    ids=str,
-)
-def test_a_launchers_environment_says_whether_a_process_is_alone(
-    environment: dict[str, str], meeting: cluster.Meeting | None
-):
-    assert cluster.meeting_of(environment) == meeting
-
-
-@pytest.mark.parametrize(
-    ("argv", "hint"),
-    [
-        (["train", "--num_processes=2"], "add --coordinator and --process_id"),
-        (
-            ["train", "--coordinator=here", "--num_processes=2", "--process_id=0"],
-            "--coordinator=here: write HOST:PORT",
-        ),
-        (
-            ["train", "--coordinator=a:1", "--num_processes=2", "--process_id=2"],
-            "2 processes are numbered 0 to 1",
-        ),
-        (["train", "--resume_or_start", "--overwrite"], "choose one"),
-        (["launch", "-n", "2"], "say what to launch"),
-        (["launch", "-n", "0", "--", "train"], "-n=0: at least 1"),
-        (["launch", "--", "train"], "-n"),
-        (["launch", "-n", "2", "--restart", "--", "train"], "--help"),
-    ],
-    ids=" ".join,
-)
-def test_a_mistake_is_one_line_and_status_2(
-    argv: list[str], hint: str, capsys: pytest.CaptureFixture
-):
-    assert cli.main(argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("signax: error: ")
-    assert error.count("\n") == 1
-    assert hint in error
-
-
-def test_one_process_alone_agrees_with_itself():
-    agreement.require_same({"config.seed": 1})
-    assert cluster.gather(np.arange(3)).tolist() == [[0, 1, 2]]
-    assert cluster.agree(7) == 7
-    assert not cluster.any_process(False)
-    with pytest.raises(UsageError, match="teaches"):
-        cluster.from_first(lambda: (_ for _ in ()).throw(UsageError("an error that teaches")))
-
-
-# What a person reads
-
-
-HEARTBEAT_PAGE = """\
-[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1
-a line of its own
-E1125 09:27:38.4 28196 agent.cc:289] Polled an error from coordination service (this can be ...).
-F1125 09:27:38.4 28196 client.h:80] Terminating process because the JAX distributed service \
-detected fatal errors. UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):
-2
-The tasks have crashed. Check the task logs for an earlier error.
-*** Check failure stack trace: ***
-    @     0x7fcd09440634  absl::lts_20260107::log_internal::LogMessage::SendToLog()
-"""
-
-
-def test_a_page_of_the_runtime_becomes_a_line_that_names_the_silent_process():
-    assert list(native_log.condensed(HEARTBEAT_PAGE.splitlines(keepends=True))) == [
-        "a line of its own\n",
-        "signax: error: no heartbeat from process 2: stopped, or cut off. This one ends.\n",
-    ]
-
-
-FATAL = (
-    "F1125 09:27:38.4 28196 client.h:80] Terminating process because the JAX distributed service"
-)
-
-
-@pytest.mark.parametrize(
-    ("rest", "line"),
-    [
-        (
-            ": DEADLINE_EXCEEDED\n\nRPC: /xla.coordination.CoordinationService/Heartbeat\n",
-            "process 0",
-        ),
-        (
-            ": DEADLINE_EXCEEDED\n\nRPC: /xla.coordination.CoordinationService/RegisterTask\n",
-            "in time",
-        ),
-        (": UNAVAILABLE: Failed to send RPC to coordination service.\n", "is gone"),
-        (" absl::Status: NEW: a reason\n    @ 0x7f  unknown\n", "ends: NEW: a reason"),
-    ],
-)
-def test_each_page_of_the_runtime_has_its_line(rest: str, line: str):
-    (only,) = native_log.condensed(f"{FATAL}{rest}".splitlines(keepends=True))
-    assert line in only
-
-
-@pytest.mark.parametrize(
-    ("message", "kind"),
-    [
-        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", cluster.LostError),
-        ("NCCL operation failed: remote process exited", cluster.LostError),
-        ("the array has a wrong shape", ValueError),
-    ],
-)
-def test_an_error_of_the_network_is_told_from_an_error_of_ours(message: str, kind: type):
-    assert type(cluster.as_lost(ValueError(message))) is kind
-
-
-# A fleet: small processes that train nothing
-
-
-def run_fleet(*codes: str) -> tuple[fleet.End, list[tuple[int, str]]]:
-    lines: list[tuple[int, str]] = []
-    commands = [[sys.executable, "-S", "-c", code] for code in codes]
-    end = fleet.run(
-        commands, [{}] * len(codes), lambda rank, line, to: lines.append((rank, line.strip()))
-    )
-    return end, sorted(lines)
-
-
-SLEEP = "import time; time.sleep(600)"
-ABORT = "import os; os.abort()"
-
-
-def test_every_line_comes_with_its_processs_number():
-    end, lines = run_fleet("print('a')", "import sys; print('b', file=sys.stderr)")
-    assert end == fleet.End(0)
-    assert lines == [(0, "a"), (1, "b")]
-
-
-@pytest.mark.parametrize(
-    ("codes", "rank", "how"),
-    [
-        ((SLEEP, "raise SystemExit(5)"), 1, "ended with exit status 5"),
-        ((SLEEP, "import os; os.kill(os.getpid(), 9)"), 1, "was ended by SIGKILL"),
-        # the others notice first, and the one to blame ends after them
-        (("raise SystemExit(3)", ABORT, "import time; time.sleep(1); 1 / 0"), 2, "status 1"),
-        (("raise SystemExit(3)", ABORT, SLEEP), 2, "no longer answers"),
-        ((ABORT, "raise SystemExit(3)"), 0, "was ended by SIGABRT"),
-    ],
-)
-def test_the_one_to_blame_is_named_and_the_rest_are_stopped(
-    codes: tuple[str, ...], rank: int, how: str
-):
-    start = time.monotonic()
-    end, _ = run_fleet(*codes)
-    assert time.monotonic() - start < 60  # not the sleeper's 600
-    assert end.rank == rank
-    assert how in end.how
-
-
-@pytest.mark.skipif(not IS_LINUX, reason="/proc says who is stopped")
-def test_a_stopped_process_is_to_blame_for_its_peers_end():
-    stop = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
-    end, _ = run_fleet("import time; time.sleep(1); raise SystemExit(3)", SLEEP, stop)
-    assert (end.rank, end.how) == (2, "is stopped and no longer answers")
-
-
-def test_a_restart_goes_on_and_keeps_the_other_flags():
-    command = ["train", "--config.seed=3", "--overwrite"]
-    assert launch_command._going_on(command, False) == [*command, "--resume_or_start"]
-    once = launch_command._going_on(["train", "--resume"], True)
-    assert once == ["train", "--resume_or_start", "--change_num_workers=mean"]
-    assert launch_command._going_on(once, True) == once
-
-
-# Training
 
 FAULTY = """
 import os, signal, sys, time
@@ -336,7 +151,7 @@ def test_two_processes_of_which_one_is_killed_end_as_one_that_was_left_alone(tmp
     )  # fmt: skip
     assert "process 1 of 2 was ended by SIGKILL, and the others were stopped; restart 1" in output
     assert Path("fault").exists()
-    assert not IS_LINUX or not processes_in(tmp_path)
+    assert sys.platform != "linux" or not processes_in(tmp_path)
     alone = started([*page, "--config.num_workers=2", "--workdir=one"])
     assert alone.wait(LIMIT) == 0, alone.communicate()[0]
     alone.communicate()

@@ -1,11 +1,5 @@
-"""Parameters cut inside each host, votes across hosts: the run of as many whole workers, by bits.
+"""Parameters cut inside each host, votes across hosts: by bits the run of as many whole workers."""
 
-Meshes are H hosts x D devices. The gradient of each leaf is x - target, so it has the same bits
-however the leaf is cut; targets are small integers and the steps powers of two, so that zeros and
-ties are common.
-"""
-
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,62 +14,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import signax
-from signax.wire import _hlo
+from cut_model import (
+    HOSTS,
+    LINES,
+    MESHES,
+    SPECS,
+    STEPS,
+    assert_cut_as_at_the_start,
+    assert_equal,
+    loss,
+    mesh_of,
+    on_mesh,
+    on_whole_workers,
+    params,
+    started,
+    targets,
+)
 
-HOSTS, STEPS = "hosts", 50
-SPECS = {
-    "rows": P("devices"),
-    "columns": P(None, "devices"),  # 18 coordinates on each of 4 devices: no whole bytes
-    "copied": P(),
-    "scalar": P(),
-}
-SHAPES = {"rows": (8, 5), "columns": (3, 24), "copied": (13,), "scalar": ()}
-LINES = {
-    "majority zero": lambda axis: signax.sign_sgd(0.25, axis_name=axis),
-    "majority random": lambda axis: signax.sign_sgd(0.25, axis_name=axis, ties="random"),
-    "signum": lambda axis: signax.signum(0.25, axis_name=axis, ties="random"),
-    "ssdm": lambda axis: signax.ssdm(0.25, axis_name=axis, scale=4.0),
-}
-MESHES = [(2, 4), (4, 2)]
-
-
-def mesh_of(num_hosts: int, num_devices: int) -> Mesh:
-    return signax.make_worker_mesh(num_hosts, HOSTS, inside={"devices": num_devices})
-
-
-def params() -> Any:
-    return {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
-
-
-def targets(step: int, num_hosts: int) -> Any:
-    """What each host pulls its parameters to: one row for each. Now and then the last abstains."""
-    draw = np.random.default_rng(step)
-    rows = {
-        name: draw.integers(-1, 2, (num_hosts, *shape)).astype(np.float32)
-        for name, shape in SHAPES.items()
-    }
-    if step % 10 == 7:
-        rows["rows"][-1, 0, 0] = np.nan  # in one piece of one leaf
-    return rows
-
-
-def loss(x: Any, target: Any) -> jax.Array:
-    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(target), strict=True)
-    return sum((jnp.sum((x - t[0]) ** 2) / 2 for x, t in pairs), start=jnp.zeros(()))
-
-
-def on_mesh(mesh: Mesh, tree: Any, specs: Any) -> Any:
-    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs)
-
-
-def on_whole_workers(make: Callable, num_hosts: int, num_steps: int = STEPS) -> Any:
-    """The same run with as many workers of one device each, and no parameter cut."""
-    tx, mesh = make("workers"), signax.make_worker_mesh(num_hosts)
-    step = signax.make_train_step(loss, tx, mesh)
-    state = signax.init_train_state(params(), tx, mesh)
-    for k in range(num_steps):
-        state, _ = step(state, targets(k, num_hosts))
-    return state
+slow = pytest.mark.slow
 
 
 def in_the_train_step(make: Callable, mesh: Mesh) -> Any:
@@ -127,22 +83,7 @@ WAYS = {
 }
 
 
-def assert_equal(found: Any, expected: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def assert_cut_as_at_the_start(x: Any, state: Any, mesh: Mesh) -> None:
-    for name, leaf in x.items():
-        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, SPECS[name]), leaf.ndim), name
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        where = jax.tree_util.keystr(path)
-        if "ema" in where or "momentum" in where:
-            spec = P(HOSTS, *SPECS[where.split("'")[1]])
-            assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim), where
-
-
 QUICK = [("majority random", MESHES[1]), ("ssdm", MESHES[0])]
-slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -161,13 +102,6 @@ def test_a_sharded_run_is_the_run_of_as_many_whole_workers(name: str, shape: tup
         x, state = run(LINES[name], mesh)
         assert_equal(x, expected)
         assert_cut_as_at_the_start(x, state, mesh)
-
-
-def started(tx: Any, mesh: Mesh, **options: Any) -> tuple[Any, Any]:
-    """A step, and the state that it starts from."""
-    step = signax.make_train_step(loss, tx, mesh, axis_names=(HOSTS,), **options)
-    state = on_mesh(mesh, params(), SPECS)
-    return step, signax.init_train_state(state, tx, mesh, axis_names=(HOSTS,))
 
 
 @pytest.mark.parametrize("leaf", ["rows", pytest.param("copied", marks=slow)])
@@ -194,50 +128,6 @@ def test_the_step_does_not_recompile_and_donates_its_state():
     assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.opt_state[0].ema)))
     (jitted,) = step._jitted.values()
     assert jitted._cache_size() == 1
-
-
-def across_hosts(text: str, num_devices: int) -> list[_hlo.Collective]:
-    """The collectives in which devices of different hosts meet, but for the step's metrics."""
-    found = [
-        c
-        for c in _hlo.read_collectives(text)
-        if any(len({device // num_devices for device in group}) > 1 for group in c.groups)
-    ]
-    scalars = [c for c in found if c.kind == "all-reduce" and c.elements <= 2]  # the mean loss
-    return [c for c in found if c not in scalars]
-
-
-@pytest.mark.parametrize("shape", [MESHES[0], pytest.param(MESHES[1], marks=slow)], ids=str)
-def test_a_device_sends_the_words_of_its_own_shard_in_two_collectives(shape: tuple[int, int]):
-    num_hosts, num_devices = shape
-    step, state = started(LINES["majority random"](HOSTS), mesh_of(*shape))
-    text = step.lower(state, targets(0, num_hosts)).compile().as_text()
-    up, down = across_hosts(text, num_devices)
-    assert (up.kind, down.kind) == ("all-to-all", "all-gather")
-    # Whole bytes of each leaf's shard; of the leaves with copies, 13 + 1 coordinates in 2 + 1
-    # bytes, each device sends its part.
-    own = math.ceil(40 / num_devices / 8) + math.ceil(72 / num_devices / 8)
-    words = own + math.ceil(3 / num_devices)
-    part = math.ceil(words / num_hosts)
-    assert (up.dtype, up.elements) == ("u8", num_hosts * (part + 1))  # and whether the host votes
-    assert (down.dtype, down.elements) == ("u8", part + 4)  # and how many hosts voted
-    assert {len(group) for group in up.groups} == {num_hosts}
-
-
-@pytest.mark.parametrize("num_devices", [*(pytest.param(n, marks=slow) for n in (1, 2)), 4])
-def test_bits_between_hosts_do_not_depend_on_the_devices_inside(num_devices: int):
-    size = 1 << 16
-    mesh = mesh_of(2, num_devices)
-    tx = signax.sign_sgd(0.1, axis_name=HOSTS, ties="random")
-    step = signax.make_train_step(loss, tx, mesh, axis_names=(HOSTS,))
-    x = {"cut": jnp.zeros((8, size // 8)), "copied": jnp.zeros(size)}
-    specs = {"cut": P("devices"), "copied": P()}
-    state = signax.init_train_state(on_mesh(mesh, x, specs), tx, mesh, axis_names=(HOSTS,))
-    batch = jax.tree.map(lambda x: jnp.zeros((2, *x.shape)), x)
-    found = across_hosts(step.lower(state, batch).compile().as_text(), num_devices)
-    bits = num_devices * sum(c.bits for c in found)  # of all devices of one host
-    headers = num_devices * (8 + 4 * 8)  # a byte up, four down
-    assert bits == 2 * (2 - 1) / 2 * (2 * size) + headers
 
 
 @pytest.mark.parametrize("shape", [(4, 2), pytest.param((1, 8), marks=slow)], ids=str)
@@ -292,37 +182,6 @@ def test_the_servers_memory_is_cut_anew_for_other_hosts_of_as_many_devices():
     assert int(new.step) == 4
 
 
-def test_memory_of_the_step_is_that_of_the_dense_one_and_the_packed_words():
-    size, mesh = 256, mesh_of(2, 4)
-    x = {f"layer {i}": jnp.zeros((size, size)) for i in range(3)}
-
-    def layers(x, batch):
-        hidden = batch.astype(jnp.bfloat16)
-        for kernel in x.values():
-            hidden = jnp.tanh(hidden @ kernel.astype(jnp.bfloat16))
-        return hidden
-
-    def mean_square(x, batch):
-        return jnp.mean(jax.checkpoint(layers)(x, batch).astype(jnp.float32) ** 2)
-
-    def temporary(tx):
-        step = signax.make_train_step(mean_square, tx, mesh, axis_names=(HOSTS,))
-        cut = on_mesh(mesh, x, dict.fromkeys(x, P("devices")))
-        state = signax.init_train_state(cut, tx, mesh, axis_names=(HOSTS,))
-        batch = jax.device_put(jnp.ones((64, size)), NamedSharding(mesh, P((HOSTS, "devices"))))
-        return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
-
-    dense = temporary(signax.dense_sgd(0.1, axis_name=HOSTS))
-    words = 3 * size**2 // 4 // 8
-    for tx in (
-        signax.sign_sgd(0.1, axis_name=HOSTS, ties="random"),
-        signax.signum(0.1, axis_name=HOSTS, ties="random"),
-        signax.ssdm(0.1, axis_name=HOSTS),
-    ):
-        # sent and received; and a few scalars, such as who votes
-        assert temporary(tx) <= dense + 2 * words + 256
-
-
 def test_bfloat16_compute_float32_parameters_accumulation_and_checkpointing_train():
     mesh = mesh_of(2, 4)
     tx = signax.ssdm(0.05, axis_name=HOSTS, scale=signax.Scale("linf", "leaf"))
@@ -350,107 +209,6 @@ def test_bfloat16_compute_float32_parameters_accumulation_and_checkpointing_trai
     for name, leaf in state.params.items():
         assert leaf.dtype == jnp.float32
         assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, specs[name]), leaf.ndim)
-
-
-def stochastic(scale: signax.Scale) -> Any:
-    return signax.scale_by_stochastic_sign(0, axis_name=HOSTS, rescale=True, scale=scale)
-
-
-SIZES = {  # links that say +-c or +-R, so that a magnitude can be read off
-    "l2 leaf": lambda: stochastic(signax.Scale("l2", "leaf")),
-    "mean global": lambda: signax.scale_by_scaled_sign(axis_name=HOSTS, scope="global"),
-    "l2 global": lambda: stochastic(signax.Scale("l2", "global")),
-    "linf global": lambda: stochastic(signax.Scale("linf", "global")),
-    "linf leaf running": lambda: stochastic(signax.Scale("linf", "leaf", running=True)),
-    "mean leaf": lambda: signax.scale_by_scaled_sign(axis_name=HOSTS),
-}
-
-
-@pytest.mark.parametrize(
-    "name", [n if i < 2 else pytest.param(n, marks=slow) for i, n in enumerate(SIZES)]
-)
-def test_norms_are_those_of_the_whole_leaves(name: str):
-    """A float32 sum of at most 126 squares, in another order: each of 126 roundings is 6e-8."""
-    gradient = jax.tree.map(lambda x: x[0], targets(5, 1))
-
-    def magnitudes(g, tx):
-        said, _ = tx.update(signax.as_varying(g, HOSTS), tx.init(g))
-        return jax.tree.map(lambda x: jax.lax.pmax(jnp.abs(x), HOSTS), said)
-
-    on_shards = jax.shard_map(
-        lambda g: magnitudes(g, signax.sharded(SIZES[name](), SPECS)),
-        mesh=mesh_of(2, 4), in_specs=(SPECS,), out_specs=SPECS,
-    )  # fmt: skip
-    as_whole = jax.shard_map(
-        lambda g: magnitudes(g, SIZES[name]()),
-        mesh=signax.make_worker_mesh(2, HOSTS), in_specs=P(), out_specs=P(),
-    )  # fmt: skip
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=126 * 6e-8),
-        jax.jit(on_shards)(gradient),
-        jax.jit(as_whole)(gradient),
-    )
-
-
-def in_all_axes(tx: Any) -> Any:
-    """One update in a `jax.shard_map` over all axes."""
-    update = lambda g: tx.update(signax.as_varying(g, HOSTS), tx.init(g))[0]  # noqa: E731
-    mapped = jax.shard_map(update, mesh=mesh_of(2, 4), in_specs=(SPECS,), out_specs=SPECS)
-    return jax.eval_shape(mapped, params())
-
-
-@pytest.mark.parametrize("name", LINES)
-def test_a_chain_that_was_not_told_of_the_shards_is_refused(name: str):
-    with pytest.raises(ValueError, match=r"also differs over \('devices',\)") as error:
-        in_all_axes(LINES[name](HOSTS))
-    assert "signax.sharded(tx, param_specs)" in str(error.value)
-    tx = LINES[name](HOSTS)
-    update = lambda g: tx.update(signax.as_varying(g, HOSTS), tx.init(g))[0]  # noqa: E731
-    mapped = jax.shard_map(
-        update, mesh=mesh_of(2, 4), in_specs=(P(),), out_specs=P(), axis_names={HOSTS}
-    )
-    with pytest.raises(ValueError, match="would gather the whole model"):
-        jax.eval_shape(mapped, params())
-
-
-def test_links_that_need_whole_leaves_say_so():
-    blocks = signax.ssdm(0.1, axis_name=HOSTS, scale=signax.Scale("linf", 256))
-    with pytest.raises(ValueError, match=r"blocks of 256 coordinates .* scope=\"leaf\""):
-        in_all_axes(signax.sharded(blocks, SPECS))
-    with pytest.raises(ValueError, match=r"baselines.* leaf \['columns'\] is cut over"):
-        in_all_axes(signax.sharded(signax.baselines.top_k_sgd(0.1, 0.5, axis_name=HOSTS), SPECS))
-
-
-def test_specs_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match=r"\['rows'\] .* 8 coordinates do not make 3 equal pieces"):
-        signax.state_specs(
-            LINES["signum"](HOSTS), params(), mesh_of(2, 3), axis_names=(HOSTS,), param_specs=SPECS
-        )
-    types = (AxisType.Auto, AxisType.Explicit)
-    explicit = jax.make_mesh((2, 4), (HOSTS, "devices"), types)
-    with pytest.raises(ValueError, match=r"\['devices'\] inside a worker are Explicit"):
-        started(LINES["signum"](HOSTS), explicit)
-    tx, mesh = LINES["signum"](HOSTS), mesh_of(2, 4)
-    with pytest.raises(TypeError, match=r"param_specs at \['rows'\] is 'devices'"):
-        signax.sharded(tx, {"rows": "devices"})
-    for specs in ({"rows": P(HOSTS)}, {"rows": P("model")}):
-        with pytest.raises(ValueError, match="needs the whole parameter"):
-            signax.state_specs(tx, params(), mesh, axis_names=(HOSTS,), param_specs=specs)
-    with pytest.raises(ValueError, match=r"the mesh has the axes \('hosts', 'devices'\)"):
-        signax.make_train_step(loss, tx, mesh, axis_names=("workers",))
-
-
-@slow
-def test_a_sharded_chain_is_the_chain_itself_where_nothing_is_cut():
-    tx = signax.ssdm(0.25, axis_name="workers")
-    told = signax.sharded(tx, SPECS)
-    rows = jax.tree.map(jnp.asarray, targets(0, 3))
-
-    def update(tx):
-        one = lambda g: tx.update(g, tx.init(g), g)[0]  # noqa: E731
-        return jax.jit(jax.vmap(one, axis_name="workers"))(rows)
-
-    assert_equal(update(told), update(tx))
 
 
 # Two axes inside a host, leaves cut over both, over one, over both at one dimension, over none.

@@ -20,14 +20,6 @@ from signax.experiments.task import make_task
 T = 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Most of the time of a short run is XLA's optimizer at work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """Forty files of 30 bytes, and some that are no text to learn from."""

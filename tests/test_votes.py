@@ -1,8 +1,6 @@
 """The network links: votes and means against the NumPy reference, on every wire and mapping."""
 
 import functools
-import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,97 +11,21 @@ from jax.sharding import AxisType, PartitionSpec
 
 import reference
 import signax
+from ballots import (
+    SIMULATED,
+    all_votes,
+    ballots,
+    coins_within_bounds,
+    fault_patterns,
+    has_something_to_say,
+    run_votes,
+    to_rows,
+    to_tree,
+    vote,
+)
 from daily import daily
 from signax import _rules
 from workers import MAPPINGS, WORKERS, Mapped, map_workers, run_python
-
-WIRES = ("packed", "ternary", "lanes", "float32")
-SIMULATED = ("float32",)  # the wire of simulate_train_step, under vmap: all others must equal it
-SHAPES = {"kernel": (3, 3), "bias": (5,), "scalar": ()}
-SIZE = 15  # coordinates in SHAPES: no multiple of 8
-
-Rows = np.ndarray  # [M, SIZE]: the workers' updates, flat
-
-
-def to_tree(rows: Rows) -> dict[str, jax.Array]:
-    """Flat rows as trees of SHAPES; optax and JAX order a dict by its keys, and so do we."""
-    tree, start = {}, 0
-    for name in sorted(SHAPES):
-        stop = start + math.prod(SHAPES[name])
-        tree[name] = jnp.asarray(rows[:, start:stop]).reshape(-1, *SHAPES[name])
-        start = stop
-    return tree
-
-
-def to_rows(tree: dict[str, jax.Array]) -> Rows:
-    return np.concatenate([np.reshape(tree[k], (len(tree[k]), -1)) for k in sorted(tree)], axis=1)
-
-
-def all_votes(axis_name: Any, wires: tuple[str, ...] = WIRES, **kwargs: Any) -> dict[str, Any]:
-    links = {"majority": signax.majority_vote, "average": signax.average_signs}
-    return {
-        f"{name}/{ties}/{wire}": link(axis_name, ties=ties, wire=wire, **kwargs)
-        for name, link in links.items()
-        for ties in ("zero", "random")
-        for wire in wires
-    }
-
-
-def run_votes(axis_name: Any, wires: tuple[str, ...], updates: Any, step: jax.Array) -> Any:
-    """Every link's (update, num_abstained) on this worker."""
-    out = {}
-    for name, tx in all_votes(axis_name, wires).items():
-        state = tx.init(updates)._replace(count=step)
-        update, new = tx.update(updates, state)
-        out[name] = (update, new.num_abstained)
-    return out
-
-
-@functools.cache
-def on_workers(mapping: str, num_workers: int, wires: tuple[str, ...] = WIRES):
-    return map_workers(mapping, functools.partial(run_votes, WORKERS, wires), num_workers)
-
-
-def vote(mapping: str, rows: Rows, step: int = 0, wires: tuple[str, ...] = WIRES) -> dict[str, Any]:
-    """{"majority/zero/packed": (rows [M, d], num_abstained [M]), ...}"""
-    num_workers = len(rows)
-    steps = jnp.full(num_workers, step, jnp.int32)
-    out = on_workers(mapping, num_workers, wires)(to_tree(rows), steps)
-    return {name: (to_rows(tree), np.asarray(n)) for name, (tree, n) in out.items()}
-
-
-def ballots(num_workers: int, faults: dict[int, float] | None = None, seed: int = 0) -> Rows:
-    """Rows of values whose signs are +, - and 0 with many ties; faults fill a whole or part row."""
-    rng = np.random.default_rng(seed)
-    values = np.array([-3e38, -2.5, -1e-30, -0.0, 0.0, 1e-30, 1.0, 3e38], np.float32)
-    rows = rng.choice(values, (num_workers, SIZE))
-    rows[:, 0] = 1.0  # nobody is all zero by chance
-    rows[:, 1] = np.where(np.arange(num_workers) % 2, -1.0, 1.0)  # a tie at even M
-    rows[:, 2] = 0.0
-    for worker, value in (faults or {}).items():
-        if value == 0:
-            rows[worker] = 0.0
-        else:
-            rows[worker, 3 + worker] = value
-    return rows
-
-
-def fault_patterns(num_workers: int) -> dict[str, dict[int, float]]:
-    patterns = {
-        "nobody": {},
-        "nan": {0: np.nan},
-        "last inf": {num_workers - 1: -np.inf},
-        "zero": {num_workers // 2: 0.0},
-        "everyone": dict.fromkeys(range(num_workers), np.nan),
-        "everyone zero": dict.fromkeys(range(num_workers), 0.0),
-    }
-    if num_workers >= 5:
-        patterns["three kinds"] = {0: np.inf, 2: 0.0, 4: np.nan}
-    return patterns
-
-
-def has_something_to_say(rows: Rows) -> np.ndarray:
-    return reference.is_voter(rows) & (rows != 0).any(axis=1)
 
 
 @pytest.mark.parametrize("num_workers", daily([1, 2, 3, 5, 8], [3]))
@@ -125,101 +47,6 @@ def test_votes_equal_the_reference_on_all_wires_replicas_and_mappings(num_worker
                 want = np.tile(expected[link.rpartition("/")[0]], (num_workers, 1))
                 np.testing.assert_array_equal(got, want, err_msg=f"{mapping} {link} {name}")
                 np.testing.assert_array_equal(num_abstained, num_workers - len(voters))
-
-
-def coins_within_bounds(voters: Rows, out: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The simulated result with coins, after a look that they decide zeros and ties and no more."""
-    majority, mean = (out[f"{link}/random/float32"][0][0] for link in ("majority", "average"))
-    if len(voters) == 0:
-        assert not majority.any()
-        assert not mean.any()
-    else:
-        assert set(np.unique(majority)) <= {-1.0, 1.0}
-        num_zeros, total = (voters == 0).sum(axis=0), reference.sum_of_signs(voters)
-        is_sure = np.abs(total) > num_zeros
-        np.testing.assert_array_equal(majority[is_sure], np.sign(total)[is_sure])
-        # Each zero moves the sum of signs by one, up or down.
-        moved = np.round(mean * len(voters)) - total
-        assert (np.abs(moved) <= num_zeros).all()
-        assert not ((moved - num_zeros) % 2).any()
-    return {"majority/random": majority, "average/random": mean}
-
-
-# Coins. Hoeffding for n fair coins in {-1, +1}, both sides, wrong once in 1e9:
-# |mean| <= sqrt(2 log(2e9) / n), which is 0.0327 at n = 40,000. The product of two independent fair
-# coins is a fair coin, so the same bound tests independence.
-NUM_COINS = 40_000
-
-
-def assert_fair(coins: np.ndarray):
-    assert set(np.unique(coins)) == {-1.0, 1.0}
-    assert abs(coins.mean()) <= math.sqrt(2 * math.log(2e9) / coins.size)
-
-
-def assert_independent(a: np.ndarray, b: np.ndarray):
-    assert_fair(np.asarray(a) * np.asarray(b))
-
-
-@functools.cache
-def mean_with_coins(num_workers: int, axis_name: str = WORKERS):
-    """jitted (rows [M, d], step, key) -> (majority, average) of the first replica."""
-
-    def votes(row, step, key):
-        out = []
-        for link in (signax.majority_vote, signax.average_signs):
-            tx = link(axis_name, ties="random", key=key, wire="float32")
-            out.append(tx.update(row, tx.init(row)._replace(count=step))[0])
-        return tuple(out)
-
-    mapped = jax.vmap(votes, (0, None, None), axis_name=axis_name)
-    return jax.jit(lambda *args: jax.tree.map(lambda x: x[0], mapped(*args)))
-
-
-def tie_coins(step: int = 0, key: int = 0) -> np.ndarray:
-    """Two workers disagree about every coordinate: the majority is the tie's coin."""
-    rows = jnp.tile(jnp.array([[1.0], [-1.0]]), NUM_COINS)
-    return np.asarray(mean_with_coins(2)(rows, jnp.int32(step), key)[0])
-
-
-def own_coins(worker: int, step: int = 0, key: int = 0) -> np.ndarray:
-    """One of three workers says zero (but once), the others +1: the mean shows its coin."""
-    rows = jnp.ones((3, NUM_COINS)).at[worker, 1:].set(0.0)
-    mean = np.asarray(mean_with_coins(3)(rows, jnp.int32(step), key)[1])
-    return np.round(3 * mean - 2)[1:]
-
-
-def test_coins_are_fair_and_neighbours_independent():
-    for coins in (tie_coins(), own_coins(0), own_coins(2)):
-        assert_fair(coins)
-        for lag in (1, 2, 7, 8, 64):
-            assert_independent(coins[lag:], coins[:-lag])
-
-
-def test_coins_differ_by_step_key_and_worker():
-    assert_independent(tie_coins(step=0), tie_coins(step=1))
-    assert_independent(tie_coins(key=0), tie_coins(key=1))
-    assert_independent(own_coins(0, step=0), own_coins(0, step=1))
-    assert_independent(own_coins(0, key=0), own_coins(0, key=1))
-    assert_independent(own_coins(0), own_coins(1))
-    assert_independent(own_coins(1), own_coins(2))
-    np.testing.assert_array_equal(tie_coins(step=3), tie_coins(step=3))
-
-
-@pytest.mark.parametrize("worker", [0, 1, 2])
-def test_the_coin_of_a_tie_is_no_workers_own_coin(worker: int):
-    assert_independent(tie_coins()[1:], own_coins(worker))
-
-
-def test_votes_over_two_parts_of_a_tree_have_independent_coins():
-    rows = jnp.tile(jnp.array([[1.0], [-1.0]]), NUM_COINS)
-
-    def vote(row):
-        tx = signax.majority_vote(WORKERS, ties="random", wire="float32")
-        parts = ({"a": row}, {"b": row})
-        return [jax.tree.leaves(tx.update(p, tx.init(p))[0])[0] for p in parts]
-
-    a, b = jax.vmap(vote, axis_name=WORKERS)(rows)
-    assert_independent(a[0], b[0])
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _feedback, _memory, _votes, _warmup, _workers
+from signax import _average, _feedback, _memory, _network, _warmup, _workers
 from signax._optimizers import _steps
 from signax._workers import AxisName
 
@@ -30,7 +30,7 @@ def one_bit_adam(
     freeze_steps: jax.typing.ArrayLike,
     axis_name: AxisName | None = None,
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -88,7 +88,7 @@ def one_bit_adam(
     _memory.require_decay(b1, "one_bit_adam", "b1")
     _memory.require_decay(b2, "one_bit_adam", "b2")
     dense = optax.with_extra_args_support(
-        _votes.average_gradients(axis_name, on_nonfinite=on_nonfinite)
+        _average.average_gradients(axis_name, on_nonfinite=on_nonfinite)
     )
     link = _feedback.compressed_mean(
         axis_name, key=key, on_nonfinite=on_nonfinite, accumulator_dtype=accumulator_dtype

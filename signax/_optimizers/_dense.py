@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from signax import _votes
+from signax import _average, _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 
@@ -14,7 +14,7 @@ def dense_sgd(
     momentum: float | None = None,
     *,
     axis_name: AxisName | None = None,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -48,7 +48,7 @@ def dense_sgd(
       [-0.1  0.2]
     """
     return optax.chain(
-        _votes.average_gradients(axis_name, on_nonfinite=on_nonfinite),
+        _average.average_gradients(axis_name, on_nonfinite=on_nonfinite),
         *_steps.heavy_ball(momentum, accumulator_dtype),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )

@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.core import Tracer
 
-from signax import _differences, _memory, _votes
+from signax import _differences, _memory, _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.signs import _scales, _sign, _stochastic
@@ -23,7 +23,7 @@ def ef21(
     shared: bool = True,
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -100,7 +100,7 @@ def ef21(
       Algorithm 1 (EF21-SGDM).
     """
     _memory.require_decay(beta, "ef21", "beta")
-    _votes.require_choice(scope, _sign.Scope, "ef21", "scope")
+    _network.require_choice(scope, _sign.Scope, "ef21", "scope")
     momentum = _memory.ema_from_first_gradient(beta, accumulator_dtype=accumulator_dtype)
     say = functools.partial(
         _sign.signs_and_scales, axis_name=axis_name, scope=scope, is_shared=shared
@@ -126,7 +126,7 @@ def diana(
     axis_name: AxisName | None = None,
     scale: _scales.Scale | float = _scales.Scale("linf", "leaf", shared=True),
     wire: _server.Wire = "packed",
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from signax import _feedback, _memory, _scaled, _votes
+from signax import _feedback, _memory, _network, _scaled
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.signs import _sign
@@ -18,7 +18,7 @@ def ef_sign_sgd(
     scope: _sign.Scope = "leaf",
     down_dtype: jax.typing.DTypeLike = "float32",
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -88,7 +88,7 @@ def double_squeeze(
     axis_name: AxisName | None = None,
     scope: _sign.Scope = "leaf",
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from signax import _memory, _rules, _votes
+from signax import _memory, _network, _rules, _votes
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.wire import _server
@@ -23,7 +23,7 @@ def distributed_lion(
     ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -76,7 +76,7 @@ def distributed_lion(
     """
     _memory.require_decay(b1, "distributed_lion", "b1")
     _memory.require_decay(b2, "distributed_lion", "b2")
-    _votes.require_choice(aggregate, Aggregate, "distributed_lion", "aggregate")
+    _network.require_choice(aggregate, Aggregate, "distributed_lion", "aggregate")
     link = _votes.majority_vote if aggregate == "majority" else _votes.average_signs
     lion = optax.scale_by_lion(b1, b2, mu_dtype=accumulator_dtype)  # pyright: ignore[reportArgumentType]
     return optax.chain(

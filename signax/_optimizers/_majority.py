@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from signax import _memory, _rules, _votes
+from signax import _memory, _network, _rules, _votes
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.signs import _noisy
@@ -19,7 +19,7 @@ def sign_sgd(
     ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -73,7 +73,7 @@ def signum(
     ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -136,7 +136,7 @@ def noisy_sign_sgd(
     ties: _rules.Ties = "zero",
     key: jax.typing.ArrayLike = 0,
     wire: _server.Wire = "packed",
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:

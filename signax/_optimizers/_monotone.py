@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _votes
+from signax import _network
 from signax._optimizers import _majority, _steps
 
 
 def monotone_sign_sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:

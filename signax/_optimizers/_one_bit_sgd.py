@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from signax import _columns, _feedback, _memory, _votes
+from signax import _columns, _feedback, _memory, _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 
@@ -16,7 +16,7 @@ def one_bit_sgd(
     *,
     axis_name: AxisName | None = None,
     down_dtype: jax.typing.DTypeLike = "float32",
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,

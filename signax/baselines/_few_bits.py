@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _votes
+from signax import _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.baselines import _quantized, _rounded
@@ -18,7 +18,7 @@ def bfloat16_sgd(
     momentum: float | None = None,
     *,
     axis_name: AxisName | None = None,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -66,7 +66,7 @@ def qsgd(
     norm: _quantized.Norm = "l2",
     down_dtype: jax.typing.DTypeLike = "float32",
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -129,7 +129,7 @@ def tern_grad(
     clip_sigmas: float | None = None,
     down_dtype: jax.typing.DTypeLike = "float32",
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signax import _memory, _votes, _workers
+from signax import _memory, _network, _workers
 from signax._shards import _nesting, _whole
 from signax.signs import _sign
 
@@ -33,15 +33,15 @@ def make(
     *,
     has_feedback: bool,
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     accumulator_dtype: Any | None = None,
     init_memory: Callable[[Any, jax.Array], Any] = lambda params, key: None,
 ) -> optax.GradientTransformation:
     """A link whose mean is taken by `exchange`: p = u + e, e' = p - said, of voters alone."""
-    _votes.require_choice(on_nonfinite, _votes.OnNonfinite, name, "on_nonfinite")
+    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
 
     def init(params):
-        state = LinkState(*_votes.init_state(params, key))
+        state = LinkState(*_network.init_state(params, key))
         if has_feedback:
             residual = optax.tree.zeros_like(params, dtype=accumulator_dtype)
             state = state._replace(residual=residual)
@@ -49,7 +49,7 @@ def make(
 
     @_nesting.on_shards
     def update(updates, state):
-        _votes.check_updates(updates, axis_name, name)
+        _network.check_updates(updates, axis_name, name)
         _whole.require_told(updates, axis_name, f"baselines.{name}")
         _whole.require_whole(
             updates,
@@ -73,8 +73,8 @@ def make(
                 state = state._replace(residual=_left_over(meant, said, is_voting, state.residual))
             mean = optax.tree.cast_like(mean, updates)
             num_absent = _workers.num_workers(axis_name) - voters
-            mean = _votes.handle_nonfinite(mean, num_absent, on_nonfinite, name)
-            return mean, _votes.next_state(state._replace(memory=memory), voters, axis_name)
+            mean = _network.handle_nonfinite(mean, num_absent, on_nonfinite, name)
+            return mean, _network.next_state(state._replace(memory=memory), voters, axis_name)
 
     return optax.GradientTransformation(init, update)
 

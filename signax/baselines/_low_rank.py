@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signax import _votes, _workers
+from signax import _network, _workers
 from signax.baselines import _link
 
 # Of a column outside the span of those before it: rounding of float32, about 80 ulp.
@@ -27,7 +27,7 @@ def average_low_rank(
     *,
     rank: int = 4,
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     accumulator_dtype: Any | None = None,
 ) -> optax.GradientTransformation:
     r"""The mean of the workers' gradients to rank r, with error feedback: PowerSGD.

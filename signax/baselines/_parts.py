@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _votes
+from signax import _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.baselines import _low_rank, _sparse
@@ -19,7 +19,7 @@ def power_sgd(
     *,
     axis_name: AxisName | None = None,
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -77,7 +77,7 @@ def random_k_sgd(
     axis_name: AxisName | None = None,
     feedback: bool = True,
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,
@@ -139,7 +139,7 @@ def top_k_sgd(
     fraction: float = 0.01,
     *,
     axis_name: AxisName | None = None,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: _steps.Mask = None,
     accumulator_dtype: Any | None = None,

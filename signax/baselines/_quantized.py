@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _scaled, _votes, _workers
+from signax import _network, _scaled, _workers
 from signax.baselines import _exchange, _link
 from signax.signs import _random, _scales
 from signax.wire import _bits
@@ -35,7 +35,7 @@ def average_quantized(
     norm: Norm = "l2",
     down_dtype: jax.typing.DTypeLike = "float32",
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
 ) -> optax.GradientTransformation:
     r"""The mean of the workers' gradients, each rounded at random to one of 2s + 1 values.
 

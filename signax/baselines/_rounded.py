@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _votes, _workers
+from signax import _network, _workers
 from signax.baselines import _exchange, _link
 from signax.wire import _server
 
 
 def average_bfloat16(
-    axis_name: _workers.AxisName | None, *, on_nonfinite: _votes.OnNonfinite = "abstain"
+    axis_name: _workers.AxisName | None, *, on_nonfinite: _network.OnNonfinite = "abstain"
 ) -> optax.GradientTransformation:
     r"""The mean of the workers' gradients in bfloat16: 16 bits per coordinate each way.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _rules, _votes, _workers
+from signax import _network, _rules, _workers
 from signax.baselines import _link
 from signax.signs import _random
 from signax.wire import _server
@@ -28,7 +28,7 @@ def average_random_k(
     fraction: float = 0.01,
     feedback: bool = True,
     key: jax.typing.ArrayLike = 0,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     accumulator_dtype: Any | None = None,
 ) -> optax.GradientTransformation:
     r"""The mean of k random coordinates of each leaf, the same ones on all workers.
@@ -106,7 +106,7 @@ def average_top_k(
     axis_name: _workers.AxisName | None,
     *,
     fraction: float = 0.01,
-    on_nonfinite: _votes.OnNonfinite = "abstain",
+    on_nonfinite: _network.OnNonfinite = "abstain",
     accumulator_dtype: Any | None = None,
 ) -> optax.GradientTransformation:
     r"""The mean of each worker's k largest coordinates of each leaf, with error feedback.
