@@ -235,6 +235,7 @@ def import_tools(compiled: Path) -> None:
     """Everything heavy that tests import, and where children keep what they compile."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # tests/conftest.py says so after JAX is imported
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

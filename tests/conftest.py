@@ -1,12 +1,17 @@
 """Eight CPU devices, strict JAX settings, and the fixtures that all tests share."""
 
+import importlib.metadata
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A test's program runs for milliseconds and compiles for seconds, most of them LLVM's optimizer at
-# work; XLA's own passes (fusions, collectives, memory) run all the same. Where the machine code
-# itself is what is tested, `pytestmark = pytest.mark.optimized`; CI sets 0 for the thorough tests.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# A test's program runs for milliseconds and compiles for a second, most of it in the making of
+# machine code. So here that is made quickly; XLA's own passes (fusions, collectives, memory) run as
+# ever. CI compiles whatever is marked `thorough` or `machine_code` as a user does.
+if os.environ.setdefault("SIGNAX_QUICK_COMPILE", "1") == "1":
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # a later one aborts at this flag
+        flag = "--xla_cpu_use_fusion_emitters=false"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
 import hypothesis
 import jax
@@ -32,16 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(thorough)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _optimized(request: pytest.FixtureRequest):
-    """Compiles the programs of a module marked `optimized` as a user's are."""
-    as_set = jax.config.read("jax_disable_most_optimizations")
-    is_off = as_set and request.node.get_closest_marker("optimized") is None
-    jax.config.update("jax_disable_most_optimizations", is_off)
-    yield
-    jax.config.update("jax_disable_most_optimizations", as_set)
 
 
 @pytest.fixture(params=MAPPINGS)

@@ -8,6 +8,8 @@ import pytest
 import signax
 from signax.wire import _bits
 
+pytestmark = pytest.mark.machine_code
+
 RNG = np.random.default_rng(0)
 
 

@@ -20,6 +20,8 @@ import reference
 from ballots import SIMULATED, WIRES, coins_within_bounds, has_something_to_say, run_votes
 from workers import WORKERS, map_workers
 
+pytestmark = pytest.mark.machine_code
+
 Spec = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each leaf
 
 MIXED: Spec = (((3, 3), "float32"), ((), "bfloat16"), ((0,), "float32"), ((5,), "float16"))

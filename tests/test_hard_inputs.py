@@ -19,6 +19,8 @@ import pytest
 import signax
 from workers import WORKERS, map_workers, worker_mesh
 
+pytestmark = pytest.mark.machine_code
+
 M = 3
 PARAMS = {"a": jnp.ones(3), "b": jnp.ones(())}
 MAKERS = {

@@ -10,6 +10,8 @@ from daily import daily
 from signax.wire import _cost
 from workers import WORKERS
 
+pytestmark = pytest.mark.machine_code
+
 M = 8
 SIZE = 3_000  # coordinates of the model, however many leaves they lie in
 

@@ -14,6 +14,8 @@ import signax
 from daily import daily
 from workers import WORKERS, map_workers
 
+pytestmark = pytest.mark.machine_code
+
 EPSILONS = jnp.array([0.1, 0.5, 0.9])
 
 

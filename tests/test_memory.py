@@ -185,10 +185,8 @@ def test_in_a_chain_of_ones_own_a_worker_with_a_nan_is_as_if_it_were_not_there(
     rows = jax.tree.map(jnp.asarray, rows)
     spoilt = rows | {"b": rows["b"].at[1, 2].set(bad)}
 
-    def vote(gradients):
-        step = lambda g: tx.update(g, tx.init(params), params)  # noqa: E731
-        return jax.vmap(step, axis_name=WORKERS)(gradients)
-
+    step = lambda g: tx.update(g, tx.init(params), params)  # noqa: E731
+    vote = jax.jit(jax.vmap(step, axis_name=WORKERS))
     updates, state = vote(spoilt)
     wanted, _ = vote(jax.tree.map(lambda x: x[jnp.array([0, 2])], rows))
     for got, want in zip(jax.tree.leaves(updates), jax.tree.leaves(wanted), strict=True):

@@ -12,6 +12,8 @@ import pytest
 from signax.signs import _random
 from workers import Mapped
 
+pytestmark = pytest.mark.machine_code
+
 LIMIT = 6.5
 
 

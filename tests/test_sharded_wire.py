@@ -21,6 +21,8 @@ from cut_model import (
 )
 from signax.wire import _hlo
 
+pytestmark = pytest.mark.machine_code
+
 slow = pytest.mark.slow
 
 

@@ -16,6 +16,8 @@ from daily import daily
 from signax.signs import _random
 from workers import MAPPINGS, WORKERS, map_workers
 
+pytestmark = pytest.mark.machine_code
+
 # z-test: for n draws in {-1, +1} with mean mu and variance 1 - mu^2, z = (mean - mu) sqrt(n / var).
 # P(|N| > 6.5) = 8e-11; a hundred tests in this file are wrong once in 1e8 runs. Seeds are fixed.
 Z = 6.5

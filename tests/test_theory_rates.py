@@ -250,7 +250,8 @@ def test_theorem_4_is_false_for_heterogeneous_workers():
     # momenta are the gradients: each further step is this one again, all 264,000 of them.
     for _ in range(20):
         np.testing.assert_array_equal(x, start)
-        np.testing.assert_allclose(state[0].momentum, momentum, rtol=1e-6)
+        # beta m + (1 - beta) m: three roundings of 2^-24 at each step
+        np.testing.assert_allclose(state[0].momentum, momentum, rtol=20 * 3 * 2**-24)
         x, state = step(jnp.arange(2), x, state)
     left = abs(x0 + 1)  # |f'| = 1.414 at each step, so on average too
     smoothness = jnp.array([0.5, 1.5])

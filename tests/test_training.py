@@ -26,6 +26,8 @@ from eight_workers import (
 )
 from workers import WORKERS
 
+pytestmark = pytest.mark.machine_code
+
 
 @pytest.mark.parametrize("name", daily(ALGORITHMS, ["ssdm"]))
 def test_eight_devices_and_eight_simulated_workers_take_the_same_steps(name: str):

@@ -6,6 +6,8 @@ import pytest
 
 from signax.wire import _trits
 
+pytestmark = pytest.mark.machine_code
+
 
 @pytest.mark.parametrize("num_words", [0, 1, 4, 5, 6, 64, 333])
 def test_planes_are_what_they_were_and_a_byte_holds_five_coordinates(num_words: int):

@@ -11,6 +11,8 @@ import pytest
 import signax
 from workers import WORKERS
 
+pytestmark = pytest.mark.machine_code
+
 # Hoeffding for n fair coins in {-1, +1}, both sides, wrong once in 1e9:
 # |mean| <= sqrt(2 log(2e9) / n), which is 0.0327 at n = 40,000. The product of two independent fair
 # coins is a fair coin, so the same bound tests independence.

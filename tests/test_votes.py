@@ -27,6 +27,8 @@ from daily import daily
 from signax import _rules
 from workers import MAPPINGS, WORKERS, Mapped, map_workers, run_python
 
+pytestmark = pytest.mark.machine_code
+
 
 @pytest.mark.parametrize("num_workers", daily([1, 2, 3, 5, 8], [3]))
 def test_votes_equal_the_reference_on_all_wires_replicas_and_mappings(num_workers: int):

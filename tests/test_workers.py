@@ -11,6 +11,8 @@ import pytest
 
 from workers import WORKERS, Mapped, run_python
 
+pytestmark = pytest.mark.machine_code
+
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 8])
 def test_row_w_of_every_argument_belongs_to_worker_w(mapped: Mapped, num_workers: int):
