@@ -47,7 +47,7 @@ def bench(*flags: str, timeout: float = 280) -> str:
     code = (
         f"import sys; from signax.experiments import cli; sys.exit(cli.main({['bench', *flags]}))"
     )
-    return run_python(code, timeout=timeout).stdout
+    return run_python(code, timeout=timeout, devices=None).stdout
 
 
 def assert_is_result(content: dict[str, Any]):
@@ -184,7 +184,6 @@ def test_a_quick_run_measures_every_part_and_writes_json_and_a_picture():
     assert 'majority, ties="random"' in printed
 
 
-@pytest.mark.slow
 def test_a_mesh_of_hosts_prints_memory_and_what_goes_across():
     printed = bench("--mesh=2x2", "--quick", "--workdir=out")
     rows = {

@@ -69,15 +69,17 @@ def _as_varying(x: Any) -> jax.Array:
 
 
 def run_python(
-    code: str, *, timeout: float = 120, devices: int = 8, check: bool = True, **env: str
+    code: str, *, timeout: float = 120, devices: int | None = 8, check: bool = True, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs `code` in a fresh Python with `devices` CPU devices; at the time limit, ends it whole.
 
-    `env` adds environment variables. A snippet that fails is an `AssertionError` that shows what it
+    Without a number of devices (None) the code makes them itself, as a command does. `env` adds environment variables. A snippet that fails is an `AssertionError` that shows what it
     printed (unless `check=False`); one that hangs is a `subprocess.TimeoutExpired`, and the
     processes that it started are ended with it.
     """
-    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    settings = {"JAX_PLATFORMS": "cpu"}
+    if devices is not None:
+        settings["JAX_NUM_CPU_DEVICES"] = str(devices)
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

@@ -116,7 +116,7 @@ def _groups(part: str, settings: Settings) -> Iterable[Callable[[], Group]]:
 
 
 def _mesh(num_workers: int | None) -> Mesh:
-    if jax.process_count() > 1:
+    if cluster.num_processes() != 1:  # which does not start JAX: CPU devices are yet to be made
         return signax.make_worker_mesh(None, workers.AXIS_NAME)
     mesh = workers.make_mesh(num_workers)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
