@@ -73,9 +73,10 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Runs `code` in a fresh Python with `devices` CPU devices; at the time limit, ends it whole.
 
-    Without a number of devices (None) the code makes them itself, as a command does. `env` adds environment variables. A snippet that fails is an `AssertionError` that shows what it
-    printed (unless `check=False`); one that hangs is a `subprocess.TimeoutExpired`, and the
-    processes that it started are ended with it.
+    Without a number of devices (None) the code makes them itself, as a command does. `env` adds
+    environment variables. A snippet that fails is an `AssertionError` that shows what it printed
+    (unless `check=False`); one that hangs is a `subprocess.TimeoutExpired`, and the processes that
+    it started are ended with it.
     """
     settings = {"JAX_PLATFORMS": "cpu"}
     if devices is not None:
