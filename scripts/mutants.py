@@ -54,7 +54,7 @@ TESTS = {
     "signax/_network.py": "votes hard_inputs",
     "signax/_average.py": "votes hard_inputs",
     "signax/_votes.py": "votes vote_coins hard_inputs owners",
-    "signax/_memory.py": "memory optimizers",
+    "signax/_memory.py": "memory workers_types optimizers",
     "signax/_training.py": "training losses step_inputs drift",
 }
 

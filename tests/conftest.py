@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A test's program runs for milliseconds and compiles for a second, most of it in the making of
 # machine code. So here that is made quickly; XLA's own passes (fusions, collectives, memory) run as
-# ever. CI compiles whatever is marked `thorough` or `machine_code` as a user does.
+# ever. CI compiles files marked `machine_code` as a user does.
 if os.environ.setdefault("SIGNAX_QUICK_COMPILE", "1") == "1":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # a later one aborts at this flag

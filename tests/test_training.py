@@ -94,13 +94,15 @@ def test_the_second_call_compiles_nothing():
         assert step._cache_size() == 1
 
 
-def test_donation_leaves_the_users_parameters_alive_and_init_may_run_twice():
+@pytest.mark.parametrize("make", [signax.make_train_step, signax.simulate_train_step])
+def test_donation_leaves_the_users_parameters_alive_and_init_may_run_twice(make: Callable):
     tx, mine = ALGORITHMS["ssdm"](), params()
-    key = jax.random.key(0)
-    step = signax.make_train_step(lambda p, b, key: loss(p, b), tx, mesh())
+    key, (batch,) = jax.random.key(0), batches(1)
+    where = mesh() if make is signax.make_train_step else M
+    step = make(lambda p, b, key: loss(p, b), tx, where)
     for _ in range(2):
-        state = signax.init_train_state(mine, tx, mesh(), key=key)
-        after, _ = step(state, batches(1)[0])
+        state = signax.init_train_state(mine, tx, where, key=key)
+        after, _ = step(state, batch)
         with pytest.raises(RuntimeError, match="deleted"):
             np.asarray(state.params["a"])
         np.testing.assert_array_equal(mine["a"], 0.0)
