@@ -81,7 +81,7 @@ def scale_by_column_means() -> optax.GradientTransformation:
 def average_column_means(
     axis_name: _workers.AxisName | None,
     *,
-    down_dtype: jax.typing.DTypeLike = jnp.float32,
+    down_dtype: jax.typing.DTypeLike = "float32",
     on_nonfinite: _network.OnNonfinite = "abstain",
 ) -> optax.GradientTransformation:
     r"""The mean of what the workers say, where each says at most two values in a column.

@@ -41,7 +41,7 @@ def average_scaled_signs(
     axis_name: _workers.AxisName | None,
     *,
     bidirectional: bool = False,
-    down_dtype: jax.typing.DTypeLike = jnp.float32,
+    down_dtype: jax.typing.DTypeLike = "float32",
     key: jax.typing.ArrayLike = 0,
     on_nonfinite: _network.OnNonfinite = "abstain",
 ) -> optax.GradientTransformation:

@@ -1,9 +1,10 @@
-"""The types that users see: pyright checks what stands here, and pytest runs it.
+"""The types and defaults that users see: pyright checks what stands here, and pytest runs it.
 
 `assert_type` is an error of pyright's (`[tool.pyright]` includes this file) where a public
 signature promises something else, or nothing; at run time it returns its argument.
 """
 
+import inspect
 from typing import Any, assert_type
 
 import jax
@@ -15,10 +16,52 @@ import signax
 from signax import baselines, diagnostics, theory
 
 AXIS = "workers"
+# An argument has one default wherever it has any, but for the functions named.
+DEFAULTS = {
+    "accumulate_steps": 1,
+    "accumulator_dtype": None,
+    "b1": 0.9,
+    "beta": 0.9,
+    "down_dtype": "float32",
+    "fraction": 0.01,
+    "has_aux": False,
+    "key": 0,
+    "levels": 7,
+    "local_steps": 1,
+    "mask": None,
+    "momentum": None,
+    "noise": "normal",
+    "norm": "l2",
+    "on_nonfinite": "abstain",
+    "rank": 4,
+    "rescale": False,
+    "scope": "leaf",
+    "ties": "zero",
+    "weight_decay": 0.0,
+    "wire": "packed",
+}
+OTHERWISE = {
+    ("average_signs", "ties"),
+    ("init_train_state", "key"),
+    ("abstract_train_state", "key"),
+}
 
 
 def loss_fn(params: jax.Array, batch: jax.Array) -> jax.Array:
     return jnp.mean((params[None] - batch) ** 2)
+
+
+def test_an_argument_has_the_same_default_in_every_function():
+    public = [(n, getattr(m, n)) for m in (signax, baselines) for n in m.__all__]
+    found = {
+        (name, p.name): p.default
+        for name, function in public
+        if inspect.isroutine(function)
+        for p in inspect.signature(function).parameters.values()
+        if p.default is not p.empty and p.name in DEFAULTS
+    }
+    assert {argument for _, argument in found} == {*DEFAULTS}
+    assert {at for at, default in found.items() if default != DEFAULTS[at[1]]} == OTHERWISE
 
 
 def test_signs_are_arrays_and_links_are_transformations():
