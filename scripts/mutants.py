@@ -40,7 +40,7 @@ TESTS = {
     "signax/signs/_sign.py": "columns stochastic votes workers_types leaving_signs types",
     "signax/signs/_random.py": "random stochastic columns",
     "signax/signs/_stochastic.py": "stochastic workers_types leaving_signs types",
-    "signax/signs/_noisy.py": "leaving_signs workers_types types",
+    "signax/signs/_noisy.py": "leaving_signs workers_types optimizers types",
     "signax/signs/_scales.py": "leaving_signs stochastic workers_types types",
     "signax/wire/_ballot.py": "votes feedback",
     "signax/wire/_bits.py": "bits votes",

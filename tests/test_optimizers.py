@@ -87,6 +87,8 @@ def test_a_jitted_step_is_traced_once(name: str):
     for k in range(3):
         p, state = step(p, state, one_worker(gradients(1, k)))
     assert abstract(state) == before
+    counts = [int(count) for _, count in optax.tree.get_all_with_path(state, "count")]
+    assert all(0 < count <= 3 for count in counts)  # one_bit_adam has a part for its first steps
     chex.clear_trace_counter()
 
 
