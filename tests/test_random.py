@@ -112,10 +112,22 @@ def test_keys_of_another_implementation_give_different_words():
     assert not np.array_equal(*words)
 
 
-@pytest.mark.parametrize("key", [0.5, "0", None, True])
+@pytest.mark.parametrize("key", [0.5, "0", None, True, np.zeros(3, np.uint32), np.arange(2)])
 def test_what_is_no_key_is_refused(key):
     with pytest.raises(TypeError, match="integer seed, a PRNG key"):
         _random.key_words(key)
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_of_more_than_64_bits_is_refused(seed: int):
+    assert _random.key_words(seed % 2**64).shape == (2,)
+    with pytest.raises(ValueError, match="more than 64 bits"):
+        _random.key_words(seed)
+
+
+def test_many_keys_in_place_of_one_are_refused():
+    with pytest.raises(ValueError, match=r"array of keys of shape \(3,\)"):
+        _random.key_words(jax.random.split(jax.random.key(0), 3))
 
 
 def test_randomness_is_the_same_with_64_bits():

@@ -156,6 +156,13 @@ def test_a_mask_around_the_vote_that_lets_local_gradients_pass_is_refused():
         signax.state_specs(tx, params(), M)
 
 
+def test_a_state_that_changes_its_structure_is_refused():
+    init, update = vote()
+    tx = optax.GradientTransformation(init, lambda u, s, p=None: (update(u, s)[0], (s, s)))
+    with pytest.raises(ValueError, match="changes its structure at update"):
+        signax.state_specs(tx, params(), M)
+
+
 def test_the_errors_of_a_link_come_through_the_inference():
     with pytest.raises(ValueError, match="no axis named 'worker' is bound"):
         signax.state_specs(signax.sign_sgd(0.1, axis_name="worker"), params(), M)

@@ -76,6 +76,19 @@ def test_async_forms_count_once_and_both_forms_of_groups_are_read():
     assert gather.bits == 3 * 64 * 32
 
 
+def test_a_program_that_sends_nothing_says_so():
+    report = signax.wire_bits(lambda x: x + 1, jnp.ones(3))
+    assert str(report).startswith("no collectives")
+    assert report.bits == report.bits_per_coordinate == 0
+
+
+def test_bits_per_coordinate_need_to_know_how_many_there_are():
+    count = lambda n: n + 1  # noqa: E731
+    with pytest.raises(ValueError, match="num_coordinates=d"):
+        _ = signax.wire_bits(count, jnp.int32(0)).bits_per_coordinate
+    assert signax.wire_bits(count, jnp.int32(0), num_coordinates=7).bits_per_coordinate == 0
+
+
 def test_the_branches_of_a_warm_up_are_told_apart():
     tx = signax.warmup(
         5,

@@ -157,12 +157,19 @@ UNKNOWN = {
     "ssdm wire": lambda: signax.ssdm(0.1, wire="bytes"),
     "norm": lambda: signax.Scale(norm="l1"),
     "scope": lambda: signax.Scale(scope="layer"),
+    "scaled scope": lambda: signax.scale_by_scaled_sign(axis_name=None, scope="layer"),
+    "noise": lambda: signax.noisy_sign_sgd(0.1, 1.0, noise="cauchy"),
+    "on_nonfinite": lambda: signax.ssdm(0.1, on_nonfinite="ignore"),
+    "aggregate": lambda: signax.distributed_lion(0.1, aggregate="sum"),
 }
 CHOICES = {
     "ties": ("'zero'", "'random'"),
     "wire": ("'packed'", "'lanes'", "'float32'"),
     "norm": ("'l2'", "'linf'"),
     "scope": ("'global'", "'leaf'"),
+    "noise": ("'normal'", "'uniform'"),
+    "on_nonfinite": ("'abstain'", "'propagate'", "'error'"),
+    "aggregate": ("'majority'", "'average'"),
 }
 
 
@@ -187,6 +194,24 @@ def test_an_unknown_word_is_refused_at_construction_with_the_choices(name: str):
 def test_a_beta_outside_its_range_is_refused_at_construction(make: Callable, beta):
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\)"):
         make(beta)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: signax.noisy_sign_sgd(0.1, -0.5), "noise_scale must not be negative, got -0.5"),
+        (
+            lambda: signax.warmup(-1, signax.sign_sgd(0.1), dense=signax.dense_sgd(0.1)),
+            "dense_steps must not be negative, got -1",
+        ),
+        (lambda: signax.ssdm(0.1, rescale=True, wire="lanes"), "got sign='stochastic' and wire="),
+        (lambda: signax.ssdm(0.1, rescale=True, sign="deterministic"), r"use signax\.ef_sign_sgd"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused_at_construction(make: Callable, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), jnp.array(0.0)])
