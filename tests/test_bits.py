@@ -11,6 +11,8 @@ from signax.wire import _bits
 pytestmark = pytest.mark.machine_code
 
 RNG = np.random.default_rng(0)
+# Long arrays are packed by rows, and what is left of the last row like a short one.
+LONG = [_bits._SMALL - 1, _bits._SMALL, _bits._SMALL + 3 * 8 * _bits._ROW + 13]
 
 
 def bits_of(planes, size: int) -> np.ndarray:
@@ -18,7 +20,7 @@ def bits_of(planes, size: int) -> np.ndarray:
     return sum(2**k * row for k, row in enumerate(rows))
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, *LONG])
 def test_unpacking_is_the_inverse_of_packing(size: int):
     mask = RNG.random(size) < 0.5
     words = signax.pack_bits(mask)
@@ -33,7 +35,7 @@ def test_the_first_coordinate_is_the_lowest_bit_and_shapes_are_read_in_c_order()
     np.testing.assert_array_equal(signax.pack_bits(mask), [1, 2])
 
 
-@pytest.mark.parametrize("size", [1, 8, 13, 64])
+@pytest.mark.parametrize("size", [1, 8, 13, 64, *LONG])
 def test_signs_are_two_planes_and_both_are_set_where_a_value_is_not_finite(size: int):
     x = RNG.choice(np.array([-2, -0.0, 0, 3, np.nan, np.inf, -np.inf, 1e-30], np.float32), size)
     positive, negative = (

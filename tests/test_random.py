@@ -118,6 +118,50 @@ def test_what_is_no_key_is_refused(key):
         _random.key_words(key)
 
 
+EDGES = [2**31, 2**32 - 1, 2**32, 2**40 + 3, 2**63 - 1, -1, -(2**31), -(2**31) - 1, -(2**63)]
+
+
+@pytest.mark.parametrize("seed", EDGES)
+def test_a_seed_of_64_bits_is_its_two_words_in_every_form(seed: int):
+    is_int32 = -(2**31) <= seed < 0  # has the same words with 64 bits as without
+    expected = [0 if is_int32 else (seed >> 32) % 2**32, seed % 2**32]
+    assert _random.key_words(seed).tolist() == expected
+    with jax.enable_x64(True):
+        assert _random.key_words(np.int64(seed)).tolist() == expected
+        assert jax.jit(_random.key_words)(jnp.int64(seed)).tolist() == expected
+        of_jax = jax.random.key_data(jax.random.key(seed, impl="threefry2x32")).tolist()
+        assert is_int32 or of_jax == expected
+
+
+def test_the_largest_seeds_have_64_bits():
+    assert _random.key_words(2**63).tolist() == [2**31, 0]
+    assert _random.key_words(2**64 - 1).tolist() == [2**32 - 1] * 2
+
+
+def keyed_triple32(x: int, words: tuple[int, int]) -> int:
+    """Chris Wellons' triple32 (hash-prospector), in whose start and middle a key is injected."""
+    x ^= words[0]
+    x = (x ^ (x >> 17)) * 0xED5AD4BB % 2**32 ^ words[1]
+    x = (x ^ (x >> 11)) * 0xAC4C1B51 % 2**32
+    x = (x ^ (x >> 15)) * 0x31848BAB % 2**32
+    return x ^ (x >> 14)
+
+
+def test_a_stream_is_the_same_in_every_release():
+    words, positions = (0x9E3779B9, 0x243F6A88), [0, 1, 2, 255, 2**31, 2**32 - 1]
+    found = _random.words_at(jnp.array(words, jnp.uint32), jnp.array(positions, jnp.uint32))
+    assert found.tolist() == [keyed_triple32(x, words) for x in positions]
+
+
+def test_the_words_of_a_leaf_do_not_depend_on_other_leaves():
+    words, paths = _random.key_words(3), ["['a']", "['b']", "['c']"]
+    rows = _random.leaf_words(words, paths)
+    assert rows.shape == (3, 2)
+    assert len(np.unique(rows)) == 6
+    alone = [_random.leaf_words(words, [path])[0] for path in paths]
+    np.testing.assert_array_equal(rows, alone)
+
+
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
 def test_a_seed_of_more_than_64_bits_is_refused(seed: int):
     assert _random.key_words(seed % 2**64).shape == (2,)
