@@ -131,6 +131,7 @@ def test_a_seed_of_64_bits_is_its_two_words_in_every_form(seed: int):
         assert jax.jit(_random.key_words)(jnp.int64(seed)).tolist() == expected
         of_jax = jax.random.key_data(jax.random.key(seed, impl="threefry2x32")).tolist()
         assert is_int32 or of_jax == expected
+        assert seed < 0 or _random.key_words(jnp.uint64(seed)).tolist() == expected
 
 
 def test_the_largest_seeds_have_64_bits():

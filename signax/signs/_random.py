@@ -128,8 +128,9 @@ def _array_seed(seed: jax.Array) -> jax.Array:
     high = jnp.zeros_like(low)
     if seed.dtype.itemsize == 8:
         high = (seed >> 32).astype(jnp.uint32)
-        is_small = (high == 0) | ((seed < 0) & (seed >= -(2**31)))
-        high = jnp.where(is_small, jnp.uint32(0), high)
+        if jnp.issubdtype(seed.dtype, jnp.signedinteger):
+            is_int32 = (seed < 0) & (seed >= -(2**31))
+            high = jnp.where(is_int32, jnp.uint32(0), high)
     return jnp.stack([high, low])
 
 
