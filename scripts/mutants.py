@@ -37,11 +37,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The tests of each module, those that fail soonest first.
 TESTS = {
-    "signax/signs/_sign.py": "columns stochastic votes workers_types leaving_signs types",
+    "signax/signs/_sign.py": "columns stochastic votes workers_types arguments leaving_signs types",
     "signax/signs/_random.py": "random stochastic columns",
-    "signax/signs/_stochastic.py": "stochastic workers_types leaving_signs types",
-    "signax/signs/_noisy.py": "leaving_signs workers_types optimizers types",
-    "signax/signs/_scales.py": "leaving_signs stochastic workers_types types",
+    "signax/signs/_stochastic.py": "stochastic workers_types arguments leaving_signs types",
+    "signax/signs/_noisy.py": "leaving_signs workers_types arguments optimizers types",
+    "signax/signs/_scales.py": "leaving_signs stochastic workers_types arguments types",
     "signax/wire/_ballot.py": "votes feedback",
     "signax/wire/_bits.py": "bits votes",
     "signax/wire/_cost.py": "hlo wire_cost",
@@ -54,7 +54,7 @@ TESTS = {
     "signax/_network.py": "votes hard_inputs",
     "signax/_average.py": "votes hard_inputs",
     "signax/_votes.py": "votes vote_coins hard_inputs owners types",
-    "signax/_memory.py": "memory workers_types optimizers",
+    "signax/_memory.py": "memory arguments optimizers",
     "signax/_training.py": "training losses step_inputs drift",
 }
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A test's program runs for milliseconds and compiles for a second, most of it in the making of
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
 def mapped(request: pytest.FixtureRequest) -> Mapped:
     """`mapped(fn, *args, num_workers=None)`: M workers under vmap, pmap and shard_map."""
     return Mapped(request.param)
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where a command may leave its runs: `usefixtures("in_an_empty_folder")`."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

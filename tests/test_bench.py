@@ -31,15 +31,10 @@ from signax.experiments.bench.settings import parse_bandwidth, parse_parts, pars
 from signax.experiments.errors import UsageError
 from workers import run_python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_an_empty_folder")]
 
 QUICK = ("--quick", "--seconds=0.1", "--only=random")
 IS_LINUX = sys.platform == "linux"
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def bench(*flags: str, timeout: float = 280) -> str:

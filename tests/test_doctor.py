@@ -16,10 +16,7 @@ from signax.experiments.doctor.trained import trained
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = ("--config.hidden_size=8", "--batches=32")
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 def test_on_iid_digits_signs_are_the_friend(capsys: pytest.CaptureFixture):

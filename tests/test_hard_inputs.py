@@ -403,8 +403,8 @@ ELSEWHERE = {
     "two votes over parts of a tree with the same key": "vote_coins::votes_over_two_parts_of_a_"
     "tree_have_independent_coins",
     "inject_hyperparams": "optimizers::hyperparameters_may_be_injected_and_scheduled",
-    "beta outside [0, 1)": "workers_types::a_beta_outside_its_range_is_refused_at_construction",
-    "unknown norm, scope, wire, ties": "workers_types::an_unknown_word_is_refused_at_construction_"
+    "beta outside [0, 1)": "arguments::a_beta_outside_its_range_is_refused_at_construction",
+    "unknown norm, scope, wire, ties": "arguments::an_unknown_word_is_refused_at_construction_"
     "with_the_choices",
     "replicated momentum fed to a step": "step_inputs::a_state_of_plain_init_is_an_error_"
     "that_names_init_opt_state",

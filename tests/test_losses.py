@@ -1,5 +1,6 @@
 """What a loss may return and is given: metrics, model state, keys; and what is made of it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,16 +12,7 @@ from flax import nnx
 
 import signax
 from daily import daily
-from eight_workers import (
-    SIZE,
-    M,
-    batches,
-    loss,
-    mesh,
-    on_mesh,
-    params,
-    simulated,
-)
+from eight_workers import SIZE, M, batches, loss, mesh, on_mesh, params, simulated
 from workers import WORKERS
 
 
@@ -74,26 +66,26 @@ def test_a_loss_that_returns_something_else_is_refused(message: str):
 
 
 def test_every_worker_step_and_micro_batch_gets_a_key_of_its_own_and_replays():
-    # Each worker's key decides one coordinate of a 64-way one-hot "gradient"; its sign is seen in
-    # the momentum that stays on the worker.
-    def noisy(p, batch, key):
+    def noisy(p, batch, key):  # a gradient that is its key's noise
         noise = jax.random.normal(key, (SIZE,))
         return jnp.sum(noise * p["a"]) + 0 * loss(p, batch)
 
     tx = signax.signum(0.1, 0.0, axis_name=WORKERS)  # beta=0: the momentum is the gradient
 
-    def momenta(run, **kwargs):
-        seen = []
-        for num_steps in (1, 2):
-            state, _ = run(noisy, tx, batches(num_steps, 2 * M), key=jax.random.key(7), **kwargs)
-            seen.append(np.asarray(state.opt_state[0].ema["a"]))
+    def momenta(make, where, **kwargs):
+        step, seen = make(noisy, tx, where, **kwargs), []
+        state = signax.init_train_state(params(), tx, where, key=jax.random.key(7))
+        for batch in batches(2, 2 * M):
+            state, _ = step(state, batch)
+            seen.append(np.array(state.opt_state[0].ema["a"]))
         return np.concatenate(seen)
 
-    first = momenta(on_mesh)
+    on_devices = functools.partial(momenta, signax.make_train_step, mesh())
+    first = on_devices()
     assert len(np.unique(first[:, 0])) == 2 * M
-    np.testing.assert_array_equal(first, momenta(on_mesh))  # a replay
-    np.testing.assert_allclose(first, momenta(simulated), rtol=1e-6)
-    halves = momenta(on_mesh, accumulate_steps=2)
+    np.testing.assert_array_equal(first, on_devices())  # a replay
+    np.testing.assert_allclose(first, momenta(signax.simulate_train_step, M), rtol=1e-6)
+    halves = on_devices(accumulate_steps=2)
     assert len(np.unique(halves[:, 0])) == 2 * M
     # the mean of two independent normals: variance 1/2, not 1. 16 x 16 values: the sample variance
     # lies within 6.5 sqrt(2 / 256) = 57 % of it, so below 0.79

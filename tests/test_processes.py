@@ -26,10 +26,7 @@ from signax.experiments.experiment import make_experiment
 HEARTBEAT = 10  # seconds
 LIMIT = 240  # seconds: a run takes 15 on a core of its own
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 FAULTY = """

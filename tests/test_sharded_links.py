@@ -10,17 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import signax
-from cut_model import (
-    HOSTS,
-    LINES,
-    SPECS,
-    assert_equal,
-    loss,
-    mesh_of,
-    params,
-    started,
-    targets,
-)
+from cut_model import HOSTS, LINES, SPECS, assert_equal, loss, mesh_of, params, started, targets
 
 slow = pytest.mark.slow
 

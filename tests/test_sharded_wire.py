@@ -9,16 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import signax
-from cut_model import (
-    HOSTS,
-    LINES,
-    MESHES,
-    loss,
-    mesh_of,
-    on_mesh,
-    started,
-    targets,
-)
+from cut_model import HOSTS, LINES, MESHES, loss, mesh_of, on_mesh, started, targets
 from signax.wire import _hlo
 
 pytestmark = pytest.mark.machine_code

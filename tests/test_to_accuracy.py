@@ -22,10 +22,7 @@ from signax.experiments.errors import UsageError
 CONFIGS = Path(__file__).parents[1] / "configs"
 FLAGS = ("bench", "--to_accuracy")
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 # What is asked for

@@ -1,0 +1,80 @@
+"""Arguments that make no sense are refused where an algorithm is made, before anything runs."""
+
+import re
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import signax
+
+UNKNOWN = {
+    "ties": lambda: signax.majority_vote(None, ties="coin"),
+    "wire": lambda: signax.majority_vote(None, wire="bytes"),
+    "average ties": lambda: signax.average_signs(None, ties="coin"),
+    "average wire": lambda: signax.average_signs(None, wire="bytes"),
+    "signum ties": lambda: signax.signum(0.1, ties="coin"),
+    "sign_sgd wire": lambda: signax.sign_sgd(0.1, wire="bytes"),
+    "ssdm wire": lambda: signax.ssdm(0.1, wire="bytes"),
+    "norm": lambda: signax.Scale(norm="l1"),
+    "scope": lambda: signax.Scale(scope="layer"),
+    "scaled scope": lambda: signax.scale_by_scaled_sign(axis_name=None, scope="layer"),
+    "noise": lambda: signax.noisy_sign_sgd(0.1, 1.0, noise="cauchy"),
+    "on_nonfinite": lambda: signax.ssdm(0.1, on_nonfinite="ignore"),
+    "aggregate": lambda: signax.distributed_lion(0.1, aggregate="sum"),
+}
+CHOICES = {
+    "ties": ("'zero'", "'random'"),
+    "wire": ("'packed'", "'ternary'", "'lanes'", "'float32'"),
+    "norm": ("'l2'", "'linf'"),
+    "scope": ("'global'", "'leaf'"),
+    "noise": ("'normal'", "'uniform'"),
+    "on_nonfinite": ("'abstain'", "'propagate'", "'error'"),
+    "aggregate": ("'majority'", "'average'"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_word_is_refused_at_construction_with_the_choices(name: str):
+    argument = name.split()[-1]
+    with pytest.raises(ValueError, match=f"unknown {argument} '") as error:
+        UNKNOWN[name]()
+    for choice in CHOICES[argument]:
+        assert choice in str(error.value)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0, 1.5, float("nan"), np.float32(2.0), jnp.array(1.0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        signax.ema_from_first_gradient,
+        lambda b: signax.signum(0.1, b),
+        lambda b: signax.ssdm(0.1, b),
+    ],
+)
+def test_a_beta_outside_its_range_is_refused_at_construction(make: Callable, beta):
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\)"):
+        make(beta)
+
+
+NO_SENSE = {
+    "noise_scale must not be negative, got -0.5": lambda: signax.noisy_sign_sgd(0.1, -0.5),
+    "dense_steps must not be negative, got -1": lambda: signax.warmup(
+        -1, signax.sign_sgd(0.1), dense=signax.dense_sgd(0.1)
+    ),
+    "got sign='stochastic' and wire='lanes'": lambda: signax.ssdm(0.1, rescale=True, wire="lanes"),
+    "use signax.ef_sign_sgd": lambda: signax.ssdm(0.1, rescale=True, sign="deterministic"),
+}
+
+
+@pytest.mark.parametrize("message", NO_SENSE)
+def test_what_makes_no_sense_is_refused_at_construction(message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        NO_SENSE[message]()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), jnp.array(0.0)])
+def test_a_scale_that_is_not_positive_is_refused_at_construction(scale):
+    with pytest.raises(ValueError, match="scale must be positive"):
+        signax.scale_by_stochastic_sign(0, axis_name=None, scale=scale)

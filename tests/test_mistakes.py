@@ -1,0 +1,92 @@
+"""A mistake on the command line is one line that says what to write instead, and status 2."""
+
+from pathlib import Path
+
+import pytest
+
+from signax.experiments import cli
+from workers import run_python
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
+
+MISTAKES = {
+    "a command": (["trian"], "Did you mean 'train'?"),
+    "a flag": (["train", "--reusme"], "Did you mean: resume"),
+    "an argument": (["train", "digits"], "unexpected argument 'digits'"),
+    "a field": (["train", "--config.bach_size=8"], "Did you mean 'config.batch_size'?"),
+    "a field in a group": (["train", "--config.optimizer.bet=0"], "'config.optimizer.beta'?"),
+    "a field outside its group": (["train", "--config.beta=0"], "'config.optimizer.beta'?"),
+    "a value's type": (["train", "--config.batch_size=big"], "config.batch_size=big"),
+    "a config file": (["train", f"--config={CONFIGS}/digit.py"], "digits.py?"),
+    "a run of a page": (["train", f"--config={CONFIGS}/digits.py:signun"], "'signum'?"),
+    "an optimizer": (
+        ["train", "--config.optimizer.name=sgd"],
+        "'dense_sgd' or ",
+    ),
+    "a schedule": (["train", "--config.optimizer.schedule=cosin"], "Did you mean 'cosine'?"),
+    "an optimizer's field": (["train", "--config.optimizer.momentum=0.9"], "signum takes no"),
+    "ties": (["train", "--config.optimizer.ties=one"], "unknown ties 'one'"),
+    "a dataset": (["train", "--config.dataset=minst"], "Did you mean 'mnist'?"),
+    "a partition": (["train", "--config.partition=by_labels"], "Did you mean 'by_label'?"),
+    "a batch": (["train", "--config.batch_size=100"], "100 is not divisible by 8 workers: 96 is"),
+    "no steps": (["train", "--config.num_steps=0"], "config.num_steps=0: must be 1 or more"),
+    "no workers": (["train", "--config.num_workers=0"], "at least one worker"),
+    "more workers than devices": (["train", "--config.num_workers=9"], "9 workers need 9 devices"),
+    "missing data": (
+        ["train", "--config.dataset=mnist", "--config.mnist_dir=nowhere"],
+        "nowhere holds no train-images-idx3-ubyte.gz",
+    ),
+    "a seed": (["train", "--seeds=0,x"], "--seeds=0,x: seeds are whole numbers"),
+    "two wishes": (["train", "--resume", "--overwrite"], "choose one"),
+    "nothing to resume": (["train", "--resume"], "holds no run to resume"),
+    "no run": (["compare", "nowhere"], "nowhere holds no result.json"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_status_2(
+    mistake: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    argv, hint = MISTAKES[mistake]
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("signax: error: ")
+    assert err.count("\n") == 1
+    assert hint in err
+    assert not Path("runs").exists(), "a mistake leaves nothing behind"
+
+
+def test_a_work_directory_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture):
+    Path("file").touch()
+    assert cli.main(["train", "--workdir=file/run"]) == 2
+    assert "cannot write in the work directory file/run: Not a directory" in capsys.readouterr().err
+
+
+def test_a_missing_extra_names_the_line_that_installs_it():
+    done = run_python(
+        "import sys; sys.modules['flax'] = None\n"
+        "from signax.experiments import cli; sys.exit(cli.main(['train']))",
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "signax: error: `signax train` needs flax, which is not installed: "
+        "pip install 'signax-optax[train]'\n"
+    )
+
+
+def test_a_misspelt_field_in_a_config_file_is_an_error(capsys: pytest.CaptureFixture):
+    Path("mine.py").write_text(
+        "from signax.experiments import default_config\n"
+        "def get_config():\n"
+        "    config = default_config.get_config()\n"
+        "    config.bach_size = 8\n"
+        "    return config\n"
+    )
+    assert cli.main(["train", "--config=mine.py"]) == 2
+    assert 'Did you mean "batch_size"' in capsys.readouterr().err
