@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _network, _workers
+from signax import _choices, _network, _workers
 from signax._shards import _nesting
 from signax.signs import _sign
 
@@ -38,7 +38,7 @@ def average_gradients(
       1.5
     """
     name = "average_gradients"
-    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
+    _choices.require(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
 
     @_nesting.on_shards
     def update(updates, state):

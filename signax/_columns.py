@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _network, _scaled, _workers
+from signax import _choices, _network, _scaled, _workers
 from signax._shards import _nesting, _whole
 from signax.signs import _sign
 from signax.wire import _server, _slices
@@ -121,7 +121,7 @@ def average_column_means(
       Data-Parallel Distributed Training of Speech DNNs, Interspeech 2014, section 3.2.
     """
     name = "average_column_means"
-    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
+    _choices.require(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
     _scaled.require_floating(down_dtype, name)
 
     @_nesting.on_shards

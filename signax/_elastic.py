@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from signax import _layout, _mesh, _network, _specs, _worker_step
+from signax import _choices, _layout, _mesh, _specs, _worker_step
 from signax._shards import _cut
 
 How = Literal["mean", "zero"]
@@ -60,7 +60,7 @@ def change_num_workers(
       >>> signax.change_num_workers(state, tx, 4).opt_state[0].ema.shape
       (4, 3)
     """
-    _network.require_choice(how, How, "change_num_workers", "how")
+    _choices.require(how, How, "change_num_workers", "how")
     layout = _layout.infer_layout(tx, state.params, mesh, None, axis_names, param_specs)
     if jax.tree.structure(state.opt_state) != jax.tree.structure(layout.state):
         raise ValueError(

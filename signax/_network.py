@@ -1,7 +1,7 @@
 """What every link over the network has: its state, its checks, and what a NaN does to it."""
 
 import functools
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,14 +51,6 @@ def _raise_if_absent(num_absent: Any, name: str) -> None:
             f"signax.{name}: a NaN or an infinity in the updates of {num_absent} worker(s) at this"
             ' step. With on_nonfinite="abstain" these workers would not vote and training would go'
             " on; jax_debug_nans finds where the first NaN arises."
-        )
-
-
-def require_choice(value: Any, choices: Any, function: str, argument: str) -> None:
-    """Raises a `ValueError` unless `value` is one of the `Literal` type's choices."""
-    if value not in get_args(choices):
-        raise ValueError(
-            f"signax.{function}: unknown {argument} {value!r}; choose one of {get_args(choices)}."
         )
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signax import _coins, _network, _rules, _workers
+from signax import _choices, _coins, _network, _rules, _workers
 from signax._shards import _cut, _nesting, _whole
 from signax.wire import _ballot, _bits, _server, _slices
 
@@ -92,7 +92,7 @@ def average_scaled_signs(
       Error-Compensated Compression, ICML 2019, arXiv:1905.05957, Algorithm 1.
     """
     name = "average_scaled_signs"
-    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
+    _choices.require(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
     require_floating(down_dtype, name)
 
     def init(params):

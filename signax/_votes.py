@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _coins, _network, _rules, _workers
+from signax import _choices, _coins, _network, _rules, _workers
 from signax._shards import _nesting, _whole
 from signax.wire import _ballot, _dealing, _owners, _server
 
@@ -153,9 +153,9 @@ def _vote(
     out_specs: Any,
 ) -> optax.GradientTransformation:
     """Pack the signs, count them on the servers, decide there, unpack the result."""
-    _network.require_choice(ties, _rules.Ties, name, "ties")
-    _network.require_choice(wire, _server.Wire, name, "wire")
-    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
+    _choices.require(ties, _rules.Ties, name, "ties")
+    _choices.require(wire, _server.Wire, name, "wire")
+    _choices.require(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
     rule = rules[ties]
 
     @_nesting.on_shards

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "signax"
 
 # In reading order. A room imports only from rooms above it.
 ROOMS = (
+    "_choices",
     "_workers",
     "_shards",
     "signs",

@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.core import Tracer
 
-from signax import _differences, _memory, _network
+from signax import _choices, _differences, _memory, _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.signs import _scales, _sign, _stochastic
@@ -100,7 +100,7 @@ def ef21(
       Algorithm 1 (EF21-SGDM).
     """
     _memory.require_decay(beta, "ef21", "beta")
-    _network.require_choice(scope, _sign.Scope, "ef21", "scope")
+    _choices.require(scope, _sign.Scope, "ef21", "scope")
     momentum = _memory.ema_from_first_gradient(beta, accumulator_dtype=accumulator_dtype)
     say = functools.partial(
         _sign.signs_and_scales, axis_name=axis_name, scope=scope, is_shared=shared

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from signax import _memory, _network, _rules, _votes
+from signax import _choices, _memory, _network, _rules, _votes
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.wire import _server
@@ -76,7 +76,7 @@ def distributed_lion(
     """
     _memory.require_decay(b1, "distributed_lion", "b1")
     _memory.require_decay(b2, "distributed_lion", "b2")
-    _network.require_choice(aggregate, Aggregate, "distributed_lion", "aggregate")
+    _choices.require(aggregate, Aggregate, "distributed_lion", "aggregate")
     link = _votes.majority_vote if aggregate == "majority" else _votes.average_signs
     lion = optax.scale_by_lion(b1, b2, mu_dtype=accumulator_dtype)  # pyright: ignore[reportArgumentType]
     return optax.chain(

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from signax import _memory, _network, _scaled, _votes
+from signax import _choices, _memory, _network, _scaled, _votes
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.signs import _scales, _stochastic
@@ -89,7 +89,7 @@ def ssdm(
       ICML 2021, arXiv:1905.12938, Algorithm 3.
     """
     _memory.require_decay(beta, "ssdm", "beta")
-    _network.require_choice(sign, Sign, "ssdm", "sign")
+    _choices.require(sign, Sign, "ssdm", "sign")
     if rescale and isinstance(scale, _scales.Scale) and isinstance(scale.scope, int):
         raise ValueError(
             "signax.ssdm: rescale=True sends one scale for each leaf, and"

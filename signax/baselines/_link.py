@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signax import _memory, _network, _workers
+from signax import _choices, _memory, _network, _workers
 from signax._shards import _nesting, _whole
 from signax.signs import _sign
 
@@ -38,7 +38,7 @@ def make(
     init_memory: Callable[[Any, jax.Array], Any] = lambda params, key: None,
 ) -> optax.GradientTransformation:
     """A link whose mean is taken by `exchange`: p = u + e, e' = p - said, of voters alone."""
-    _network.require_choice(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
+    _choices.require(on_nonfinite, _network.OnNonfinite, name, "on_nonfinite")
 
     def init(params):
         state = LinkState(*_network.init_state(params, key))

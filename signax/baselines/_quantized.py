@@ -12,13 +12,13 @@ Sources: Alistarh et al., "QSGD", NeurIPS 2017, arXiv:1610.02132; Wen et al., "T
 """
 
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _network, _scaled, _workers
+from signax import _choices, _network, _scaled, _workers
 from signax.baselines import _exchange, _link
 from signax.signs import _random, _scales
 from signax.wire import _bits
@@ -81,8 +81,7 @@ def average_quantized(
     _link.require_positive_integer(levels, name, "levels", "It is s: 1 is TernGrad's, 7 is 4 bits.")
     if levels > 127:
         raise ValueError(f"signax.{name}: levels must be at most 127 (8 bits), got {levels}.")
-    if norm not in get_args(Norm):
-        raise ValueError(f"signax.{name}: unknown norm {norm!r}; choose one of {get_args(Norm)}.")
+    _choices.require(norm, Norm, name, "norm")
     _scaled.require_floating(down_dtype, name)
     num_bits = (2 * levels).bit_length()
 

@@ -12,7 +12,7 @@ Source: Chen, Chen, Sun, Wu and Hong, "Distributed Training with Heterogeneous D
 Median- and Mean-Based Algorithms", NeurIPS 2020, arXiv:1906.01736.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from signax import _workers
+from signax import _choices, _workers
 from signax._shards import _nesting, _whole
 from signax.signs import _random, _sign, _stochastic
 
@@ -160,8 +160,7 @@ def _draw(
 
 
 def _require(noise_scale: jax.typing.ArrayLike, noise: Noise, function: str) -> None:
-    if noise not in get_args(Noise):
-        raise ValueError(f"{function}: unknown noise {noise!r}; choose one of {get_args(Noise)}.")
+    _choices.require(noise, Noise, function, "noise")
     if not isinstance(noise_scale, Tracer) and not np.asarray(noise_scale) >= 0:
         raise ValueError(
             f"{function}: noise_scale must not be negative, got {noise_scale}. It is the standard"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signax import _workers
+from signax import _choices, _workers
 from signax._shards import _whole
 from signax.signs import _sign
 
@@ -73,8 +73,7 @@ class Scale:
     share_every: int | None = None
 
     def __post_init__(self):
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"Scale: unknown norm {self.norm!r}; choose one of {get_args(Norm)}.")
+        _choices.require(self.norm, Norm, "Scale", "norm")
         is_block = isinstance(self.scope, int) and self.scope is not True and self.scope >= 1
         if not is_block and self.scope not in get_args(Scope):
             raise ValueError(

@@ -16,13 +16,13 @@ Sources: Safaryan and Richtarik, "Stochastic Sign Descent Methods", ICML 2021, a
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _workers
+from signax import _choices, _workers
 from signax._shards import _cut, _nesting, _whole
 from signax.signs import _random
 
@@ -105,10 +105,7 @@ def scale_by_scaled_sign(
       Karimireddy et al., Error Feedback Fixes SignSGD and other Gradient Compression Schemes, ICML
       2019, arXiv:1901.09847, Algorithm 1.
     """
-    if scope not in get_args(Scope):
-        raise ValueError(
-            f"scale_by_scaled_sign: unknown scope {scope!r}; choose one of {get_args(Scope)}."
-        )
+    _choices.require(scope, Scope, "scale_by_scaled_sign", "scope")
 
     @_nesting.on_shards
     def update(updates, state):
