@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every number of the README, measured again: scripts/results.sh [SECTION ...]
 #
-# Without a section it lists them with what they cost on two CPU cores; `all` runs them in this order.
+# Without a section it lists them with what they cost on two CPU cores; `all` runs them in this order, but for
+# `others`, whose numbers only docs/operations.md has.
 # MNIST is needed by those marked *: SIGNAX_MNIST_DIR, or it is downloaded. Results: runs/results/.
 #
 #   digits     1 min   getting started: accuracy, bits, megabytes
@@ -9,16 +10,17 @@
 #   kernels    5 min   bench: one worker's kernels and steps at 10 million coordinates
 #   network   25 min   bench: four processes on the loopback, at 1 Gbit/s and at 100 Mbit/s (Linux, root)
 #   race      35 min   bench: a transformer's time to a target at three bandwidths (Linux, root)
-#   others    50 min   bench: the same for the runs that docs/operations.md has beside the README's
 #   soak       5 min   20,000 steps on two processes of which one is killed every 2,000 (Linux)
 #   label    * 15 min   MNIST by label: the table of runs, three seeds each
 #   mnist    *  5 min   MNIST shuffled: Signum with three seeds, dense SGD with one
 #   figures  * 25 min   the paper's figures and claims
 #   methods  * 35 min   every method on MNIST: how to choose, docs/methods.md, the first picture
+#   others    50 min   bench: time to the target for the runs that docs/operations.md has beside the README's
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=runs/results
-sections="digits weights kernels network race others soak label mnist figures methods"
+readme="digits weights kernels network race soak label mnist figures methods"
+sections="$readme others"
 
 run() { # one line that says what runs, then the command
   printf '\n$ %s\n' "$*"
@@ -51,12 +53,6 @@ race() {
     --bandwidths=loopback,100mbit,20mbit --workdir=$results/race
 }
 
-others() {
-  run signax bench --to_accuracy --config=configs/bytes.py --target=3.8 --timed_steps=16 --budget=400 \
-    --runs=adamw,adamw_low_rank,signum,one_bit_adam,ssdm_shared,double_squeeze,local_squeeze \
-    --bandwidths=loopback,1gbit,100mbit --workdir=$results/others
-}
-
 soak() {
   run python3 scripts/soak.py --workdir=$results/soak
 }
@@ -84,11 +80,17 @@ methods() {
   run signax figures methods --workdir=$results/figures
 }
 
+others() {
+  run signax bench --to_accuracy --config=configs/bytes.py --target=3.8 --timed_steps=16 --budget=400 \
+    --runs=adamw,adamw_low_rank,signum,one_bit_adam,ssdm_shared,double_squeeze,local_squeeze \
+    --bandwidths=loopback,1gbit,100mbit --workdir=$results/others
+}
+
 if [ $# -eq 0 ]; then
   sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
   exit
 fi
-[ "$*" = all ] && set -- $sections
+[ "$*" = all ] && set -- $readme
 for section; do
   case " $sections " in
     *" $section "*) ;;
@@ -97,6 +99,7 @@ for section; do
 done
 mkdir -p $results
 for section; do
-  printf '\n== %s, from %s\n' "$section" "$(git describe --always --dirty 2>/dev/null || echo a release)"
+  printf '\n== %s, from %s, at %s\n' "$section" "$(git describe --always --dirty 2>/dev/null || echo a release)" \
+    "$(date +%T)"
   "$section"
 done
