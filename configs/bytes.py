@@ -20,7 +20,7 @@ Expect   full: steps until 3.8 bits per byte of test text, looked at every 16 (d
     adamw_bfloat16    -        128   -       24
     adamw_low_rank    -        160   -        0.94
     power_sgd         -        144   3.770    0.94
-    distributed_lion  zero     128   -        3
+    distributed_lion  zero     144   -        3
     signum            zero     160   3.748    3
     one_bit_adam      -        no    4.058    1.5, and 48 in the first steps
     ssdm_shared       -        no    3.999    3

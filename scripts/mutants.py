@@ -50,7 +50,7 @@ TESTS = {
     "signax/wire/_owners.py": "owners",
     "signax/wire/_server.py": "votes feedback family",
     "signax/wire/_trits.py": "trits votes",
-    "signax/wire/_slices.py": "feedback family",
+    "signax/wire/_slices.py": "slices feedback family",
     "signax/_network.py": "votes hard_inputs",
     "signax/_average.py": "votes hard_inputs",
     "signax/_votes.py": "votes vote_coins hard_inputs owners types",

@@ -2,7 +2,7 @@
 # Every number of the README, measured again: scripts/results.sh [SECTION ...]
 #
 # Without a section it lists them with what they cost on two CPU cores; `all` runs them in this order, but for
-# `others`, whose numbers only docs/operations.md has.
+# the last two, whose numbers stand in docs/ alone.
 # MNIST is needed by those marked *: SIGNAX_MNIST_DIR, or it is downloaded. Results: runs/results/.
 #
 #   digits     1 min   getting started: accuracy, bits, megabytes
@@ -15,12 +15,13 @@
 #   mnist    *  5 min   MNIST shuffled: Signum with three seeds, dense SGD with one
 #   figures  * 25 min   the paper's figures and claims
 #   methods  * 35 min   every method on MNIST: how to choose, docs/methods.md, the first picture
-#   others    50 min   bench: time to the target for the runs that docs/operations.md has beside the README's
+#   sizes     10 min   bench: other sizes of the kernels, and an exchange of 195 leaves, for docs/wire.md
+#   others    50 min   bench: time to the target for more runs, for docs/operations.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=runs/results
 readme="digits weights kernels network race soak label mnist figures methods"
-sections="$readme others"
+sections="$readme sizes others"
 
 run() { # one line that says what runs, then the command
   printf '\n$ %s\n' "$*"
@@ -78,6 +79,13 @@ figures() {
 
 methods() {
   run signax figures methods --workdir=$results/figures
+}
+
+sizes() {
+  run signax bench --parts=kernels --quick --sizes=1e6,1e8 --leaves=8 --rounds=9 --seconds=60 \
+    --workdir=$results/sizes
+  run signax bench --processes=2 --quick --parameters=10500000 --leaves=195 --rounds=15 --seconds=60 \
+    "--only=flat;majority;ssdm" --workdir=$results/leaves
 }
 
 others() {
