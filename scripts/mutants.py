@@ -37,11 +37,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The tests of each module, those that fail soonest first.
 TESTS = {
-    "signax/signs/_sign.py": "columns stochastic votes workers_types arguments leaving_signs types",
+    "signax/signs/_sign.py": "columns stochastic votes workers_types arguments leaving_signs types"
+    " differences sharded_links sharded",
     "signax/signs/_random.py": "random stochastic columns",
     "signax/signs/_stochastic.py": "stochastic workers_types arguments leaving_signs types",
     "signax/signs/_noisy.py": "leaving_signs workers_types arguments optimizers types",
-    "signax/signs/_scales.py": "leaving_signs stochastic workers_types arguments types",
+    "signax/signs/_scales.py": "leaving_signs stochastic workers_types arguments types sharded",
     "signax/wire/_ballot.py": "votes feedback",
     "signax/wire/_bits.py": "bits votes",
     "signax/wire/_cost.py": "hlo wire_cost",

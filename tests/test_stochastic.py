@@ -63,6 +63,18 @@ def test_a_coordinate_beyond_the_scale_is_certain(g: float):
     assert_mean(draws(g, 1.0), np.sign(g))
 
 
+@pytest.mark.parametrize("ratio", [1.0, -1.0])
+def test_a_certain_sign_holds_for_the_largest_and_the_smallest_word(
+    ratio: float, monkeypatch: pytest.MonkeyPatch
+):
+    # The threshold for 1 would be 2^31, which is no int32; the largest float32 below is 128 less,
+    # and the words from there on come once in 33 million draws.
+    extreme = np.array([2**31 - 1, 2**31 - 128, -(2**31)], np.int64).astype(np.uint32)
+    monkeypatch.setattr(_random, "words_at", lambda *_: jnp.asarray(extreme))
+    signs = signax.stochastic_sign(0, jnp.full(extreme.shape, 3.0 * ratio), 3.0)
+    assert (np.asarray(signs) == ratio).all()
+
+
 @pytest.mark.parametrize("ratio", [1e-6, -1e-6, 1e-8, 3e-10])
 def test_a_small_probability_keeps_its_signal(ratio: float, monkeypatch: pytest.MonkeyPatch):
     # P(w < t) = 1/2 + t / 2^32 for a uniform int32 w, with t = round(g / R 2^31): 2147, 21 and 1.
