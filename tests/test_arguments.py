@@ -38,7 +38,7 @@ CHOICES = {
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_word_is_refused_at_construction_with_the_choices(name: str):
     argument = name.split()[-1]
-    with pytest.raises(ValueError, match=f"unknown {argument} '") as error:
+    with pytest.raises(ValueError, match=rf"^signax\.\w+: unknown {argument} '") as error:
         UNKNOWN[name]()
     for choice in CHOICES[argument]:
         assert choice in str(error.value)
@@ -59,7 +59,9 @@ def test_a_beta_outside_its_range_is_refused_at_construction(make: Callable, bet
 
 
 NO_SENSE = {
-    "noise_scale must not be negative, got -0.5": lambda: signax.noisy_sign_sgd(0.1, -0.5),
+    "signax.scale_by_noisy_sign: noise_scale must not be negative, got -0.5": lambda: (
+        signax.noisy_sign_sgd(0.1, -0.5)
+    ),
     "dense_steps must not be negative, got -1": lambda: signax.warmup(
         -1, signax.sign_sgd(0.1), dense=signax.dense_sgd(0.1)
     ),
@@ -76,5 +78,7 @@ def test_what_makes_no_sense_is_refused_at_construction(message: str):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), jnp.array(0.0)])
 def test_a_scale_that_is_not_positive_is_refused_at_construction(scale):
-    with pytest.raises(ValueError, match="scale must be positive"):
+    with pytest.raises(ValueError, match=r"^signax\.scale_by_stochastic_sign: scale must be pos"):
         signax.scale_by_stochastic_sign(0, axis_name=None, scale=scale)
+    with pytest.raises(ValueError, match=r"^signax\.diana: scale must be positive"):
+        signax.diana(0.1, scale=scale)

@@ -195,7 +195,7 @@ def diana(
       Differences, 2019, arXiv:1901.09269, Algorithm 1 (DIANA).
     """
     _require_rate(alpha)
-    _stochastic.require_scale(scale, "signax.diana")
+    _stochastic.require_scale(scale, "diana")
     is_shared = not isinstance(scale, _scales.Scale) or scale.shared
     if isinstance(scale, _scales.Scale) and not is_shared and isinstance(scale.scope, int):
         raise ValueError(

@@ -163,7 +163,7 @@ def _require(noise_scale: jax.typing.ArrayLike, noise: Noise, function: str) -> 
     _choices.require(noise, Noise, function, "noise")
     if not isinstance(noise_scale, Tracer) and not np.asarray(noise_scale) >= 0:
         raise ValueError(
-            f"{function}: noise_scale must not be negative, got {noise_scale}. It is the standard"
-            " deviation of the normal noise (half the width of the uniform one), in the units of"
-            " the gradient; 0 is no noise."
+            f"signax.{function}: noise_scale must not be negative, got {noise_scale}. It is the"
+            " standard deviation of the normal noise (half the width of the uniform one), in the"
+            " units of the gradient; 0 is no noise."
         )

@@ -77,8 +77,8 @@ class Scale:
         is_block = isinstance(self.scope, int) and self.scope is not True and self.scope >= 1
         if not is_block and self.scope not in get_args(Scope):
             raise ValueError(
-                f"Scale: unknown scope {self.scope!r}; choose one of {get_args(Scope)}, or a number"
-                " of coordinates that share one R."
+                f"signax.Scale: unknown scope {self.scope!r}; choose one of {get_args(Scope)}, or a"
+                " number of coordinates that share one R."
             )
         if self.share_every is not None:
             self._check_share_every()
@@ -86,13 +86,13 @@ class Scale:
     def _check_share_every(self):
         if not self.share_every >= 1:  # pyright: ignore[reportOptionalOperand]
             raise ValueError(
-                f"Scale: share_every must be at least 1, got {self.share_every}. It is the number"
-                " of steps from one pmax of the running maxima to the next; None is never."
+                f"signax.Scale: share_every must be at least 1, got {self.share_every}. It is the"
+                " number of steps from one pmax of the running maxima to the next; None is never."
             )
         if not self.running or self.shared:
             raise ValueError(
-                "Scale: share_every says how often workers share their own running maxima, so it"
-                f" needs running=True and shared=False, got running={self.running} and"
+                "signax.Scale: share_every says how often workers share their own running maxima,"
+                f" so it needs running=True and shared=False, got running={self.running} and"
                 f" shared={self.shared}. With shared=True R is shared at every step."
             )
 
@@ -209,10 +209,10 @@ def _norms_of_shards(
     """The norms of the whole leaves of which these are shards: two reductions of L floats."""
     if isinstance(scale.scope, int):
         raise ValueError(
-            f"Scale(scope={scale.scope}): blocks of {scale.scope} coordinates of a leaf do not"
-            " follow the shards that the leaf is cut into over the fast axes of the mesh, so one"
-            ' block\'s R would lie on two devices. Write scope="leaf" (with norm="linf", it carries'
-            ' nearly as much) or scope="global".'
+            f"signax.Scale(scope={scale.scope}): blocks of {scale.scope} coordinates of a leaf do"
+            " not follow the shards that the leaf is cut into over the fast axes of the mesh, so"
+            ' one block\'s R would lie on two devices. Write scope="leaf" (with norm="linf", it'
+            ' carries nearly as much) or scope="global".'
         )
     wide = [leaf.astype(jnp.float32) for leaf in leaves]
     largest = _whole.largest(jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in wide]))

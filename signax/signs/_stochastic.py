@@ -150,7 +150,7 @@ def scale_by_stochastic_sign(
 def require_scale(scale: _scales.Scale | float, function: str) -> None:
     """Raises a `ValueError` for a concrete fixed scale that is not positive."""
     if not isinstance(scale, _scales.Scale) and not isinstance(scale, Tracer) and not scale > 0:
-        raise ValueError(f"{function}: scale must be positive, got {scale}.")
+        raise ValueError(f"signax.{function}: scale must be positive, got {scale}.")
 
 
 def init_state(
