@@ -22,10 +22,7 @@ MISTAKES = {
     "a value's type": (["train", "--config.batch_size=big"], "config.batch_size=big"),
     "a config file": (["train", f"--config={CONFIGS}/digit.py"], "digits.py?"),
     "a run of a page": (["train", f"--config={CONFIGS}/digits.py:signun"], "'signum'?"),
-    "an optimizer": (
-        ["train", "--config.optimizer.name=sgd"],
-        "'dense_sgd' or ",
-    ),
+    "an optimizer": (["train", "--config.optimizer.name=sgd"], "'dense_sgd' or "),
     "a schedule": (["train", "--config.optimizer.schedule=cosin"], "Did you mean 'cosine'?"),
     "an optimizer's field": (["train", "--config.optimizer.momentum=0.9"], "signum takes no"),
     "ties": (["train", "--config.optimizer.ties=one"], "unknown ties 'one'"),
