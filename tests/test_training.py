@@ -80,8 +80,11 @@ def test_the_step_makes_no_copy_of_the_momentum():
         compiled = step.lower(state, jnp.ones((M, 64))).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
+    # The gradient is read twice, is it finite and into the momentum, so XLA may keep its bfloat16
+    # (jax 0.12 does, 0.10 does not). A copy of the momentum would be twice as large. 512: scalars.
+    gradient = sum(2 * kernel.size for kernel in kernels.values())
     without = temporary(signax.sign_sgd(0.1, axis_name=WORKERS))
-    assert temporary(signax.signum(0.1, axis_name=WORKERS)) <= without + 512  # a few scalars
+    assert temporary(signax.signum(0.1, axis_name=WORKERS)) <= without + gradient + 512
 
 
 def test_the_second_call_compiles_nothing():
