@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The tests of each module, those that fail soonest first.
 TESTS = {
-    "signax/signs/_sign.py": "columns stochastic votes workers_types arguments leaving_signs types"
-    " differences sharded_links sharded",
+    "signax/signs/_sign.py": "sign columns stochastic votes workers_types arguments leaving_signs"
+    " types differences sharded_links sharded",
     "signax/signs/_random.py": "random stochastic columns",
     "signax/signs/_stochastic.py": "stochastic workers_types arguments leaving_signs types",
     "signax/signs/_noisy.py": "leaving_signs workers_types arguments optimizers types",

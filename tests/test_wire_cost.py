@@ -126,7 +126,11 @@ def test_a_host_sends_the_bits_of_all_its_devices_whatever_their_number():
         share = (num_hosts - 1) / num_hosts
         assert across.bits_per_coordinate == pytest.approx(2 * share, abs=SLACK)
         assert across.num_collectives == 2
-        assert "sent per place along 'hosts'" in str(across)
+        last = str(across).splitlines()[-1]
+        assert last.startswith(
+            f"2 collectives, {across.bits:,.0f} bits sent per place along 'hosts'"
+        )
+        assert last.endswith(" per coordinate (d = 160,000)")
         assert report.across("devices", mesh).bits < 2000  # flags: who votes, agreed in the host
     with pytest.raises(ValueError, match="has no axis 'rack'"):
         report.across("rack", mesh)
