@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from signax import _choices, _workers
-from signax._shards import _whole
+from signax._shards import _cut, _whole
 from signax.signs import _sign
 
 Norm = Literal["l2", "linf"]
 Scope = Literal["global", "leaf"]
+
+_LANES = 8  # of an array, laid upon each other; XLA fuses no producer that more than 15 would read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +133,7 @@ def find(
         norms = [_block_norms(leaf, scale.norm, scale.scope) for leaf in leaves]
     else:
         norms = [norm_of(group, scale.norm) for group in groups]
-    if scale.norm == "l2":
-        is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(norm.mantissa)) for norm in norms]))
-    else:
-        is_finite = _sign.all_finite(leaves)  # XLA's maximum loses a NaN in a long array
+    is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(norm.mantissa)) for norm in norms]))
     if scale.running or (scale.shared and axis_name is not None):
         own = _largest_so_far(norms, is_finite, largest)
         found = _shared(own, scale, axis_name, step)
@@ -214,15 +213,18 @@ def _norms_of_shards(
             ' one block\'s R would lie on two devices. Write scope="leaf" (with norm="linf", it'
             ' carries nearly as much) or scope="global".'
         )
-    wide = [leaf.astype(jnp.float32) for leaf in leaves]
-    largest = _whole.largest(jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in wide]))
+    here = [norm_of([leaf], scale.norm) for leaf in leaves]
+    largest = _whole.largest(jnp.stack([value(norm) for norm in here]))
     if scale.scope == "global":
         largest = jnp.max(largest, keepdims=True)
     norms = normalized(largest)
-    if scale.norm == "l2":
-        unit = jnp.broadcast_to(norms.unit, len(leaves))
-        squares = [jnp.sum((x * (1.0 / unit[i])) ** 2) for i, x in enumerate(wide)]
-        squares = _whole.totals(jnp.array(squares), shards)
+    mantissas = jnp.stack([norm.mantissa for norm in here])
+    if scale.norm == "linf":
+        (is_finite,) = _whole.all_of(jnp.all(jnp.isfinite(mantissas)))
+        norms = Norms(jnp.where(is_finite, norms.mantissa, jnp.nan), norms.unit)
+    else:
+        squares = (mantissas * (jnp.stack([norm.unit for norm in here]) / norms.unit)) ** 2
+        squares = _whole.totals(squares, shards)
         if scale.scope == "global":
             squares = jnp.sum(squares, keepdims=True)
         norms = Norms(jnp.sqrt(squares), norms.unit)
@@ -235,34 +237,61 @@ def _of_coordinates(norms: Norms, block: int, size: int) -> Norms:
 
 
 def norm_of(leaves: Sequence[jax.Array], norm: Norm) -> Norms:
+    """One norm of several arrays, NaN or infinite if one of them holds a NaN or an infinity."""
+    wide = [leaf.astype(jnp.float32) for leaf in leaves]
     if norm == "linf":
-        return normalized(_largest(leaves))
-    squares = _sum_of_squares(leaves, 1.0)
-    # Within this range no square that matters has left the range of float32.
-    is_safe = (squares > 1e-24) & (squares < 1e36)
-    return jax.lax.cond(
-        is_safe,
-        lambda leaves: Norms(jnp.sqrt(squares), jnp.ones_like(squares)),
-        _scaled_l2_norm,
-        leaves,
-    )
+        return normalized(_largest(wide))
+    parts, rest = zip(*map(_folded, wide), strict=True) if wide else ((), ())
+    rest = jnp.concatenate([jnp.zeros(0, jnp.float32), *rest])
+    unit = normalized(_largest([*parts, rest])).unit
+    squares = [jnp.sum((part * (1.0 / unit)) ** 2) for part in parts]
+    total = _LANES * sum(squares, start=jnp.zeros((), jnp.float32))
+    return Norms(jnp.sqrt(total + jnp.sum((rest * (1.0 / unit)) ** 2)), unit)
 
 
-def _scaled_l2_norm(leaves: Sequence[jax.Array]) -> Norms:
-    unit = normalized(_largest(leaves)).unit
-    return Norms(jnp.sqrt(_sum_of_squares(leaves, 1.0 / unit)), unit)
+def _folded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The root mean squares of an array's eight lanes laid upon each other, and what is left over.
+
+    One pass, in which XLA fuses whatever produces `x`. Its own reduction to a scalar would first
+    write that out, as large as the model.
+    """
+    if _cut.is_left_to_the_compiler(x):  # to cut it into lanes would gather it
+        return jnp.zeros(0, jnp.float32), jnp.reshape(_whole_norm(x), 1)
+    x, size = x.reshape(-1), x.size // _LANES
+    lanes = [x[i * size : (i + 1) * size] for i in range(_LANES)]
+    return _root_mean_square(lanes), x[_LANES * size :]
 
 
-def _sum_of_squares(leaves: Sequence[jax.Array], factor: jax.typing.ArrayLike) -> jax.Array:
-    return sum(
-        (jnp.sum((leaf.astype(jnp.float32) * factor) ** 2) for leaf in leaves),
-        start=jnp.zeros((), jnp.float32),
-    )
+def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:
+    """Of the lanes at each place, whatever their magnitudes."""
+
+    def mean_of_squares(factor):
+        squares = [(lane * factor) ** 2 for lane in lanes]
+        while len(squares) > 1:  # a tree: short chains of additions, small errors
+            squares = [a + b for a, b in zip(squares[::2], squares[1::2], strict=True)]
+        return squares[0] / len(lanes)
+
+    # Squares of float32 leave its range, but in one of three units those that matter do not.
+    plain, of_large, of_small = (mean_of_squares(2.0**power) for power in (0, -96, 96))
+    is_plain, is_large = (plain > 1e-24) & (plain < 1e36), plain > 1
+    unit = jnp.where(is_plain, 1.0, jnp.where(is_large, 2.0**96, 2.0**-96))
+    mean = jnp.where(is_plain, plain, jnp.where(is_large, of_large, of_small))
+    return jnp.sqrt(mean) * unit
+
+
+def _whole_norm(x: jax.Array) -> jax.Array:
+    unit = normalized(jnp.max(jnp.abs(x), initial=0.0)).unit
+    return jnp.sqrt(jnp.sum((x * (1.0 / unit)) ** 2)) * unit
 
 
 def _largest(leaves: Sequence[jax.Array]) -> jax.Array:
-    largest = [jnp.max(jnp.abs(leaf.astype(jnp.float32)), initial=0.0) for leaf in leaves]
-    return jnp.max(jnp.array(largest))
+    """The largest magnitude, NaN if one is: XLA's maximum of floats loses a NaN in a long array.
+
+    As integers magnitudes have the same order, NaN above all.
+    """
+    bits = [jax.lax.bitcast_convert_type(jnp.abs(leaf), jnp.int32) for leaf in leaves]
+    largest = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in bits]), initial=0)
+    return jax.lax.bitcast_convert_type(largest, jnp.float32)
 
 
 def normalized(r: jax.Array) -> Norms:

@@ -13,6 +13,7 @@ Sources: Safaryan and Richtarik, "Stochastic Sign Descent Methods", ICML 2021, a
 (2); Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019, arXiv:1901.09847.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Sequence
@@ -229,21 +230,29 @@ def all_finite(*trees: Any) -> jax.Array:
 
     Where leaves are cut over fast axes it is a fact about the whole worker.
     """
-    leaves = [jnp.asarray(x) for x in jax.tree.leaves(trees)]
-    if not leaves:
+    groups = collections.defaultdict(list)
+    for tree in trees:
+        for place, leaf in enumerate(jax.tree.leaves(tree)):
+            groups[place, jnp.shape(leaf)].append(jnp.asarray(leaf))
+    if not groups:
         return jnp.ones((), bool)
-    # The least of the flags by a sort, which XLA does not fuse: it would fuse a reduction over all
-    # leaves into each leaf's own work, and 200 leaves would compile for minutes.
-    flags = jnp.array([_is_finite(x) for x in leaves], jnp.uint8)
-    return _whole.all_of(jax.lax.sort(flags)[0] > 0)[0]
+    found, rest = zip(*map(_bad, groups.values()), strict=True)
+    found = jnp.stack([*found, jnp.max(jnp.concatenate(rest), initial=0)])
+    # The largest by a sort, which XLA does not fuse: it would fuse a reduction over all leaves into
+    # each leaf's own work, and with 200 leaves evaluate it for every coordinate.
+    return _whole.all_of(jax.lax.sort(found)[-1] == 0)[0]
 
 
-def _is_finite(x: jax.Array) -> jax.Array:
-    """One pass. XLA writes the flags of `jnp.all(jnp.isfinite(x))` out before it reduces them."""
-    if _cut.is_left_to_the_compiler(x):  # to cut it into rows would gather it
-        return jnp.all(jnp.isfinite(x))
-    is_bad = ~jnp.isfinite(x.reshape(-1))
-    whole = x.size - x.size % 512
-    rows = is_bad[:whole].astype(jnp.uint8).reshape(-1, 64, 8)
-    bad = jnp.max(jnp.sum(rows, axis=-1, dtype=jnp.uint8), initial=0)
-    return (bad == 0) & ~jnp.any(is_bad[whole:])
+def _bad(same: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Where arrays of one shape hold a NaN or an infinity, in one pass over all of them: not zero.
+
+    uint8[] for the coordinates that make rows of 512, and one uint8 for each of the rest. XLA would
+    write the flags of `jnp.all(jnp.isfinite(x))` out before it reduces them.
+    """
+    if any(map(_cut.is_left_to_the_compiler, same)):  # to cut it into rows would gather it
+        is_bad = ~jnp.stack([jnp.all(jnp.isfinite(x)) for x in same])
+        return jnp.max(is_bad.astype(jnp.uint8)), jnp.zeros(0, jnp.uint8)
+    is_bad = functools.reduce(jnp.logical_or, [~jnp.isfinite(x.reshape(-1)) for x in same])
+    is_bad, whole = is_bad.astype(jnp.uint8), is_bad.size - is_bad.size % 512
+    rows = jnp.sum(is_bad[:whole].reshape(-1, 64, 8), axis=-1, dtype=jnp.uint8)
+    return jnp.max(rows, initial=0), is_bad[whole:]
