@@ -42,7 +42,8 @@ TESTS = {
     "signax/signs/_random.py": "random stochastic columns",
     "signax/signs/_stochastic.py": "stochastic workers_types arguments leaving_signs types",
     "signax/signs/_noisy.py": "leaving_signs workers_types arguments optimizers types",
-    "signax/signs/_scales.py": "leaving_signs stochastic workers_types arguments types sharded",
+    "signax/signs/_scales.py": "scales leaving_signs stochastic workers_types arguments types"
+    " sharded",
     "signax/wire/_ballot.py": "votes feedback",
     "signax/wire/_bits.py": "bits votes",
     "signax/wire/_cost.py": "hlo wire_cost",

@@ -1,6 +1,5 @@
 """The stochastic sign: its law by z-test, its addresses, its scales."""
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -293,12 +292,6 @@ def test_the_law_does_not_depend_on_the_unit_of_the_gradient(norm: str, unit: fl
     signs = np.asarray(tx.update(g, tx.init(g))[0])
     r = reference.l2_norm(base) if norm == "l2" else 1.0
     assert_mean_of(signs, base / r)
-
-
-def test_a_scale_is_a_value_that_can_be_compared_and_replaced():
-    assert signax.Scale() == signax.Scale("l2", "global", shared=False)
-    assert dataclasses.replace(signax.Scale(), shared=True) == signax.Scale(shared=True)
-    assert hash(signax.Scale()) == hash(signax.Scale())
 
 
 # Algorithm 3 as a whole.

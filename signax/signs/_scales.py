@@ -8,6 +8,7 @@ Definition 3 (l2, global); Yu et al., "StoSignSGD", 2026, arXiv:2604.15416 (the 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -22,7 +23,9 @@ from signax.signs import _sign
 Norm = Literal["l2", "linf"]
 Scope = Literal["global", "leaf"]
 
-_LANES = 8  # of an array, laid upon each other; XLA fuses no producer that more than 15 would read
+# XLA evaluates a producer once for each lane, and fuses none that it would evaluate more than 15
+# times (kAllowedCodeDuplication in its fusion_node_indexing_evaluation.cc).
+_NUM_LANES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,39 +240,25 @@ def _of_coordinates(norms: Norms, block: int, size: int) -> Norms:
 
 
 def norm_of(leaves: Sequence[jax.Array], norm: Norm) -> Norms:
-    """One norm of several arrays, NaN or infinite if one of them holds a NaN or an infinity."""
+    """One norm of several arrays; its mantissa is NaN or infinite if a coordinate is."""
     wide = [leaf.astype(jnp.float32) for leaf in leaves]
     if norm == "linf":
         return normalized(_largest(wide))
-    parts, rest = zip(*map(_folded, wide), strict=True) if wide else ((), ())
-    rest = jnp.concatenate([jnp.zeros(0, jnp.float32), *rest])
-    unit = normalized(_largest([*parts, rest])).unit
-    squares = [jnp.sum((part * (1.0 / unit)) ** 2) for part in parts]
-    total = _LANES * sum(squares, start=jnp.zeros((), jnp.float32))
-    return Norms(jnp.sqrt(total + jnp.sum((rest * (1.0 / unit)) ** 2)), unit)
-
-
-def _folded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The root mean squares of an array's eight lanes laid upon each other, and what is left over.
-
-    One pass, in which XLA fuses whatever produces `x`. Its own reduction to a scalar would first
-    write that out, as large as the model.
-    """
-    if _cut.is_left_to_the_compiler(x):  # to cut it into lanes would gather it
-        return jnp.zeros(0, jnp.float32), jnp.reshape(_whole_norm(x), 1)
-    x, size = x.reshape(-1), x.size // _LANES
-    lanes = [x[i * size : (i + 1) * size] for i in range(_LANES)]
-    return _root_mean_square(lanes), x[_LANES * size :]
+    lanes, rest = _in_lanes(wide)
+    means = [*map(_root_mean_square, lanes), rest]
+    weights = [*map(len, lanes), 1]
+    unit = normalized(_largest(means)).unit
+    squares = [w * jnp.sum((x * (1.0 / unit)) ** 2) for x, w in zip(means, weights, strict=True)]
+    return Norms(jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32))), unit)
 
 
 def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:
-    """Of the lanes at each place, whatever their magnitudes."""
+    """Of the lanes laid upon each other, at each place, whatever their magnitudes."""
+    if len(lanes) == 1:
+        return jnp.abs(lanes[0])
 
     def mean_of_squares(factor):
-        squares = [(lane * factor) ** 2 for lane in lanes]
-        while len(squares) > 1:  # a tree: short chains of additions, small errors
-            squares = [a + b for a, b in zip(squares[::2], squares[1::2], strict=True)]
-        return squares[0] / len(lanes)
+        return sum((lane * factor) ** 2 for lane in lanes) / len(lanes)
 
     # Squares of float32 leave its range, but in one of three units those that matter do not.
     plain, of_large, of_small = (mean_of_squares(2.0**power) for power in (0, -96, 96))
@@ -279,19 +268,33 @@ def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:
     return jnp.sqrt(mean) * unit
 
 
-def _whole_norm(x: jax.Array) -> jax.Array:
-    unit = normalized(jnp.max(jnp.abs(x), initial=0.0)).unit
-    return jnp.sqrt(jnp.sum((x * (1.0 / unit)) ** 2)) * unit
+def _largest(arrays: Sequence[jax.Array]) -> jax.Array:
+    """The largest magnitude of all, NaN if one is.
 
-
-def _largest(leaves: Sequence[jax.Array]) -> jax.Array:
-    """The largest magnitude, NaN if one is: XLA's maximum of floats loses a NaN in a long array.
-
-    As integers magnitudes have the same order, NaN above all.
+    Magnitudes have the order of their bits as integers, and NaN is above all: XLA's maximum of
+    floats loses a NaN in a long array.
     """
-    bits = [jax.lax.bitcast_convert_type(jnp.abs(leaf), jnp.int32) for leaf in leaves]
-    largest = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in bits]), initial=0)
+    lanes, rest = _in_lanes([jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32) for x in arrays])
+    laid = [*(functools.reduce(jnp.maximum, own) for own in lanes), rest]
+    largest = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in laid]))
     return jax.lax.bitcast_convert_type(largest, jnp.float32)
+
+
+def _in_lanes(arrays: Sequence[jax.Array]) -> tuple[list[list[jax.Array]], jax.Array]:
+    """Each array as eight lanes of one length, and the few coordinates of all that are left over.
+
+    What lays lanes upon each other is one pass, into which XLA fuses whatever produces the array.
+    Before its own reduction to a scalar it would write that out, as large as the model.
+    """
+    lanes, rest = [], []
+    for x in arrays:
+        if _cut.is_left_to_the_compiler(x):  # to cut it into lanes would gather it
+            lanes.append([x])
+            continue
+        x, size = x.reshape(-1), x.size // _NUM_LANES
+        lanes.append([x[i * size : (i + 1) * size] for i in range(_NUM_LANES)])
+        rest.append(x[_NUM_LANES * size :])
+    return lanes, jnp.concatenate(rest) if rest else jnp.zeros(0, arrays[0].dtype)
 
 
 def normalized(r: jax.Array) -> Norms:

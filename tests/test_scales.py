@@ -1,0 +1,138 @@
+"""The norms behind the scale R: of any size and magnitude, in one pass, never hiding a NaN."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import signax
+from daily import daily
+from signax.signs import _scales
+
+pytestmark = pytest.mark.machine_code
+
+NORMS = ("l2", "linf")
+# Sums of at most 8 squares, of the rounded roots, and XLA's sum of those in some order: for the at
+# most 130 terms of an addition below every rounding is 2^-24, and the root halves the sum's.
+TOLERANCE = (8 + 4 + 130) / 2 * 2.0**-24
+
+
+def norm_of(leaves: list[Any], norm: Any) -> float:
+    """In float64, so that what is beyond the range of float32 is seen too."""
+    found = _scales.norm_of([jnp.asarray(x) for x in leaves], norm)
+    return float(np.float64(found.mantissa) * np.float64(found.unit))
+
+
+def in_numpy(leaves: list[Any], norm: str) -> float:
+    flat = np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in leaves])
+    return float(np.sqrt((flat**2).sum()) if norm == "l2" else np.abs(flat).max(initial=0.0))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 16, 23, 1000])
+def test_a_norm_is_that_of_every_coordinate(size: int, norm: str):
+    g = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    assert norm_of([g], norm) == pytest.approx(in_numpy([g], norm), rel=TOLERANCE)
+    for i in range(0, size, 1 + size // 25):  # alone, a coordinate is the norm
+        alone = np.zeros(size, np.float32)
+        alone[i] = -3.0
+        assert norm_of([alone], norm) == pytest.approx(3.0, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_norm_is_that_of_all_leaves_whatever_their_shapes_and_dtypes(norm: str):
+    draw = np.random.default_rng(0).normal
+    leaves = [
+        draw(size=shape).astype(np.float32) for shape in ((), (3, 0), (5,), (4, 2, 3), (7, 9))
+    ]
+    leaves[2] = jnp.asarray(leaves[2], jnp.bfloat16)
+    leaves[4] = leaves[4] * 100
+    assert norm_of(leaves, norm) == pytest.approx(in_numpy(leaves, norm), rel=TOLERANCE)
+    for leaf in leaves:
+        assert norm_of([leaf], norm) == pytest.approx(in_numpy([leaf], norm), rel=TOLERANCE)
+
+
+# Where squares of float32 begin to leave its range, and where its units meet.
+MAGNITUDES = [1e-37, 1e-30, 1e-19, 1e-13, 3e-13, 1e-12, 1.0, 1e9, 1e17, 4e17, 1e19, 1e30, 3e38]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [6, 1027])
+def test_a_norm_keeps_its_bits_at_every_magnitude(size: int, norm: str):
+    g = np.random.default_rng(1).uniform(0.1, 1.0, size)
+    for unit in MAGNITUDES:
+        scaled = (g * unit).astype(np.float32)
+        assert norm_of([scaled], norm) == pytest.approx(in_numpy([scaled], norm), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_magnitudes_may_be_mixed_in_one_place_and_in_one_norm(norm: str):
+    for large in MAGNITUDES:
+        for small in MAGNITUDES:
+            g = np.full(40, small, np.float32)
+            g[7] = g[24] = large
+            expected = in_numpy([g], norm)
+            assert norm_of([g], norm) == pytest.approx(expected, rel=TOLERANCE), (large, small)
+            assert norm_of([g[:20], g[20:]], norm) == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_one_bad_coordinate_anywhere_makes_the_norm_no_number(bad: float, norm: Any):
+    size = 531
+    rows = jnp.where(jnp.eye(size, dtype=bool), bad, jnp.float32(3e38))
+    mantissas = jax.vmap(lambda g: _scales.norm_of([g[:100], g[100:]], norm).mantissa)(rows)
+    assert not np.isfinite(mantissas).any()
+    assert np.isfinite(_scales.norm_of([jnp.full(size, 3e38)], norm).mantissa)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_of_nothing_but_zeros_is_zero(norm: Any):
+    for leaves in ([jnp.zeros(0)], [jnp.zeros(3), jnp.zeros((2, 40))]):
+        assert _scales.norm_of(leaves, norm).mantissa == 0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_leaf_that_the_compiler_cuts_stays_cut(norm: Any):
+    """Explicit shardings: to take lanes of a leaf would gather it on every device."""
+    mesh = jax.make_mesh((4,), ("model",), (AxisType.Explicit,), devices=jax.devices()[:4])
+    g = np.random.default_rng(2).normal(size=(8, 125)).astype(np.float32) * np.float32(1e30)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(g, NamedSharding(mesh, P("model")))
+        compiled = jax.jit(lambda g: _scales.norm_of([g, -2 * g], norm)).lower(placed).compile()
+        found = compiled(placed)
+    # Sums of 1,000 squares in an order that is XLA's: at most as many roundings.
+    expected = pytest.approx(in_numpy([g, -2 * g], norm), rel=1000 * 2.0**-24)
+    assert np.float64(found.mantissa) * np.float64(found.unit) == expected
+    assert "all-gather" not in compiled.as_text()
+
+
+SCALES = [signax.Scale(norm, scope) for norm in NORMS for scope in ("global", "leaf", 256)]
+
+
+@pytest.mark.parametrize("scale", daily(SCALES, SCALES[:1] + SCALES[4:5]), ids=str)
+def test_a_workers_step_writes_nothing_as_large_as_the_model(scale: signax.Scale):
+    """XLA fuses the momentum, marked if the worker abstains, into the norm: no copy of it."""
+    params = {name: jnp.zeros((300, 1024)) for name in "abc"}
+    tx = signax.ssdm(1e-3, axis_name=None, scale=scale)
+
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params).compile()
+    model = sum(4 * x.size for x in jax.tree.leaves(params))
+    # An eighth for the lanes laid upon each other, three sixteenths for two bits and their planes.
+    assert compiled.memory_analysis().temp_size_in_bytes < model / 2
+
+
+def test_a_scale_is_a_value_that_can_be_compared_and_replaced():
+    assert signax.Scale() == signax.Scale("l2", "global", shared=False)
+    assert dataclasses.replace(signax.Scale(), shared=True) == signax.Scale(shared=True)
+    assert hash(signax.Scale()) == hash(signax.Scale())
