@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import signax
+from cut_model import HOSTS, SPECS, mesh_of, targets
 from daily import daily
 from signax.signs import _scales
 
@@ -63,7 +64,7 @@ MAGNITUDES = [1e-37, 1e-30, 1e-19, 1e-13, 3e-13, 1e-12, 1.0, 1e9, 1e17, 4e17, 1e
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("size", [6, 1027])
+@pytest.mark.parametrize("size", [6, 8, 13, 1027])
 def test_a_norm_keeps_its_bits_at_every_magnitude(size: int, norm: str):
     g = np.random.default_rng(1).uniform(0.1, 1.0, size)
     for unit in MAGNITUDES:
@@ -111,6 +112,48 @@ def test_a_leaf_that_the_compiler_cuts_stays_cut(norm: Any):
     expected = pytest.approx(in_numpy([g, -2 * g], norm), rel=1000 * 2.0**-24)
     assert np.float64(found.mantissa) * np.float64(found.unit) == expected
     assert "all-gather" not in compiled.as_text()
+
+
+def read_scales(tree: Any, scale: signax.Scale) -> Any:
+    """R of each leaf of a host's gradient that is cut over four devices; NaN if it abstains."""
+    tx = signax.scale_by_stochastic_sign(0, axis_name=HOSTS, rescale=True, scale=scale)
+    tx = signax.sharded(tx, SPECS)
+
+    def magnitudes(g):  # what is said is +-R
+        said, _ = tx.update(signax.as_varying(g, HOSTS), tx.init(g))
+        return jax.tree.map(lambda x: jax.lax.pmean(jnp.abs(x), HOSTS), said)
+
+    mesh = mesh_of(2, 4)
+    return jax.jit(jax.shard_map(magnitudes, mesh=mesh, in_specs=(SPECS,), out_specs=SPECS))(tree)
+
+
+OF_SHARDS = [signax.Scale(norm, scope) for norm in NORMS for scope in ("global", "leaf")]
+OF_SHARDS += [signax.Scale("linf", "leaf", running=True)]
+
+
+@pytest.mark.parametrize("scale", OF_SHARDS, ids=str)
+def test_the_norms_of_shards_are_those_of_whole_leaves_at_every_magnitude(scale: signax.Scale):
+    base = jax.tree.map(lambda x: np.cumsum(x[0]).reshape(x[0].shape) + 0.5, targets(2, 1))
+    for unit in (1e-30, 1.0, 1e36):  # times at most 100 and the root of 127: below 3.4e38
+        tree = jax.tree.map(lambda x, unit=unit: (x * unit).astype(np.float32), base)
+        for name, found in read_scales(tree, scale).items():
+            leaves = tree.values() if scale.scope == "global" else [tree[name]]
+            r = in_numpy(list(leaves), scale.norm)
+            np.testing.assert_allclose(found, np.full(found.shape, r), rtol=TOLERANCE)
+    for bad in (np.nan, np.inf):  # on one of four devices, in one of the leaves
+        base["columns"][1, 20] = bad
+        for found in read_scales(jax.tree.map(jnp.float32, base), scale).values():
+            assert np.isnan(found).all()
+
+
+def test_there_is_one_running_maximum_for_each_scale():
+    tree = {"a": jnp.ones((3, 7)), "b": jnp.ones(8), "c": jnp.ones(())}
+    for scope, number in (("global", 1), ("leaf", 3), (8, 3 + 1 + 1), (1, 21 + 8 + 1)):
+        scale = signax.Scale("linf", scope, running=True, share_every=1)
+        tx = signax.scale_by_stochastic_sign(0, axis_name=None, scale=scale)
+        _, state = tx.update(tree, tx.init(tree))
+        np.testing.assert_array_equal(state.largest, np.ones(number))
+        assert tx.init(tree).largest.shape == (number,)
 
 
 SCALES = [signax.Scale(norm, scope) for norm in NORMS for scope in ("global", "leaf", 256)]

@@ -76,6 +76,46 @@ def test_async_forms_count_once_and_both_forms_of_groups_are_read():
     assert gather.bits == 3 * 64 * 32
 
 
+def test_a_report_is_a_table_that_ends_in_sums_and_says_what_it_does_not_know():
+    known = _hlo.Collective(
+        "all-reduce", "f32", 1000, ((0, 1),), 32_000.0, scope="jit(step)/shard_map/loss/jit(f)"
+    )
+    unknown = _hlo.Collective(
+        "all-gather", "u8", 16, ((0, 1), (2, 3, 4)), 768.0, times=3, exact=False, scope="vote/coins"
+    )
+    report = signax.WireReport((known, unknown), 1024)
+    assert str(report).splitlines() == [
+        "collective  operand     times  group  bits sent  scope",
+        "all-reduce  f32[1,000]  1      2      32,000     loss",
+        "all-gather  u8[16]      3      3      768 ?      vote/coins",
+        "4 collectives, 32,768 bits sent per worker, 32 per coordinate (d = 1,024)",
+        "? in a loop of unknown length (counted once) or under a branch (all are counted)",
+    ]
+    assert str(signax.WireReport((known,))).splitlines()[2:] == [
+        "1 collectives, 32,000 bits sent per worker"
+    ]
+
+
+def test_the_floats_of_the_first_argument_are_counted_here_and_on_all_devices():
+    mesh = worker_mesh(2)
+    rows = jax.P(WORKERS)
+
+    def fn(tree, x):  # one leaf is cut, one is whole, one is not used, one is no float
+        return jax.lax.psum(jnp.sum(tree["cut"]) + tree["whole"][0] + x, WORKERS)
+
+    specs = {"cut": rows, "whole": jax.P(), "unused": jax.P(), "count": jax.P()}
+    mapped = jax.shard_map(fn, mesh=mesh, in_specs=(specs, jax.P()), out_specs=jax.P())
+    tree = {"cut": jnp.ones(60), "whole": jnp.ones(7), "unused": jnp.ones(3), "count": 5}
+    report = signax.wire_bits(mapped, tree, jnp.ones(()))
+    assert report.num_coordinates == 30 + 7 + 3
+    assert report.whole == 60 + 7 + 3
+    assert report.across(WORKERS, mesh).num_coordinates == 70
+    told = signax.wire_bits(mapped, tree, jnp.ones(()), num_coordinates=11)
+    assert told.across(WORKERS, mesh).num_coordinates == 11
+    by_hand = signax.WireReport(report.collectives, 40)  # of whole arrays it knows nothing
+    assert by_hand.across(WORKERS, mesh).num_coordinates == 40
+
+
 def test_a_program_that_sends_nothing_says_so():
     report = signax.wire_bits(lambda x: x + 1, jnp.ones(3))
     assert str(report).startswith("no collectives")

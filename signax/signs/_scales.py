@@ -256,16 +256,9 @@ def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:
     """Of the lanes laid upon each other, at each place, whatever their magnitudes."""
     if len(lanes) == 1:
         return jnp.abs(lanes[0])
-
-    def mean_of_squares(factor):
-        return sum((lane * factor) ** 2 for lane in lanes) / len(lanes)
-
-    # Squares of float32 leave its range, but in one of three units those that matter do not.
-    plain, of_large, of_small = (mean_of_squares(2.0**power) for power in (0, -96, 96))
-    is_plain, is_large = (plain > 1e-24) & (plain < 1e36), plain > 1
-    unit = jnp.where(is_plain, 1.0, jnp.where(is_large, 2.0**96, 2.0**-96))
-    mean = jnp.where(is_plain, plain, jnp.where(is_large, of_large, of_small))
-    return jnp.sqrt(mean) * unit
+    unit = _sign.power_of_two(functools.reduce(jnp.maximum, map(jnp.abs, lanes)))
+    squares = [(lane * (1.0 / unit)) ** 2 for lane in lanes]
+    return jnp.sqrt(functools.reduce(jnp.add, squares) / len(lanes)) * unit
 
 
 def _largest(arrays: Sequence[jax.Array]) -> jax.Array:

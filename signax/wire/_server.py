@@ -211,8 +211,7 @@ def _lanes(planes, is_voting, decide, axis_name):
     shifts = lane_bits * jnp.arange(num_lanes, dtype=jnp.uint32)
     words = jnp.sum(counts << shifts[:, None], axis=0, dtype=jnp.uint32)
     words, voters = _sum_with_voters(words, is_voting, axis_name)
-    counts = (words[None] >> shifts[:, None]) & jnp.uint32((1 << lane_bits) - 1)
-    counts = counts.reshape(-1)[:size]
+    counts = (words[None] >> shifts[:, None]).reshape(-1)[:size]  # above its lane: the neighbours'
     return decide(_planes(counts, num_planes * num_workers), voters, 0), voters
 
 
@@ -265,6 +264,7 @@ def _rows(plane: jax.Array, num_workers: int, slice_size: int) -> jax.Array:
 
 
 def _planes(counts: jax.Array, most: int) -> list[jax.Array]:
+    """The planes of counts up to `most`; what stands in higher bits is not read."""
     return [_bits.pack_bits((counts >> i) & 1) for i in range(most.bit_length())]
 
 
