@@ -48,9 +48,9 @@ TESTS = {
     "signax/wire/_bits.py": "bits votes",
     "signax/wire/_cost.py": "hlo wire_cost",
     "signax/wire/_hlo.py": "hlo_text hlo wire_cost",
-    "signax/wire/_dealing.py": "sharded_wire sharded_links sharded",
+    "signax/wire/_dealing.py": "sharded_wire sharded_links sharded sharded_runs",
     "signax/wire/_owners.py": "owners wire_cost",
-    "signax/wire/_server.py": "votes wire_cost feedback family",
+    "signax/wire/_server.py": "votes hlo wire_cost feedback family",
     "signax/wire/_trits.py": "trits votes",
     "signax/wire/_slices.py": "slices feedback family",
     "signax/_network.py": "votes hard_inputs",
@@ -208,7 +208,7 @@ def main() -> int:
     if unknown := set(args.modules) - set(TESTS):
         parser.error(f"no tests are listed for {sorted(unknown)}; known are: {', '.join(TESTS)}")
     listed = tomllib.loads((ROOT / "scripts/survivors.toml").read_text())["survivor"]
-    explained = {(s["module"], s["line"], s["mutant"]) for s in listed}
+    explained = {(s["module"], s["line"], mutant) for s in listed for mutant in s["mutants"]}
     modules = args.modules or list(TESTS)
     rng = random.Random(args.seed)
     drawn = [m for module in modules for m in mutants_of(module) if rng.random() < args.share]

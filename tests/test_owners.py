@@ -14,7 +14,7 @@ from workers import WORKERS, Mapped, worker_mesh
 
 # Pieces of whole bytes along the first axis, pieces of 9 coordinates, pieces along a later axis, a
 # bias and a scalar that everyone keeps.
-SHAPES = {"bias": (5,), "bytes": (16, 4), "last": (3, 2, 12), "scalar": (), "thin": (36, 1)}
+SHAPES = {"bias": (70,), "bytes": (16, 4), "last": (3, 2, 12), "scalar": (), "thin": (36, 1)}
 SPECS = {"bias": P(), "bytes": P(WORKERS), "last": P(None, None, WORKERS), "scalar": P()}
 SPECS["thin"] = P(WORKERS, None)
 DIMS = {"bytes": 0, "last": 2, "thin": 0}

@@ -224,14 +224,7 @@ def _float32(planes, is_voting, decide, axis_name):
 
 def _scatter(rows: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
     """Sends row j to worker j; row n of the result came from worker n."""
-    axes = _workers.axes_of(axis_name)
-    if _workers.tracked_axes(axis_name):
-        return jax.lax.all_to_all(rows, axes, 0, 0)
-    # Nested vmaps map one axis at a time.
-    rows = rows.reshape(*map(_workers.num_workers, axes), -1)
-    for i, axis in enumerate(axes):
-        rows = jax.lax.all_to_all(rows, axis, i, i)
-    return rows.reshape(_workers.num_workers(axis_name), -1)
+    return jax.lax.all_to_all(rows, _workers.axes_of(axis_name), 0, 0)
 
 
 def gather(words: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
@@ -239,7 +232,7 @@ def gather(words: jax.Array, axis_name: _workers.AxisName) -> jax.Array:
     if _workers.tracked_axes(axis_name):
         # The compiler then proves that replicas cannot drift. jax 0.10 has no such rule under vmap.
         return jax.lax.all_gather(words, axis_name, to="invarying").reshape(-1, words.size)
-    rows = words
+    rows = words  # nested vmaps map one axis at a time
     for axis in reversed(_workers.axes_of(axis_name)):
         rows = jax.lax.all_gather(rows, axis)
     return rows.reshape(-1, words.size)
