@@ -1,5 +1,6 @@
 """Eight CPU devices, strict JAX settings, and the fixtures that all tests share."""
 
+import gc
 import importlib.metadata
 import os
 from pathlib import Path
@@ -10,15 +11,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # ever. CI compiles files marked `machine_code` as a user does.
 if os.environ.setdefault("SIGNAX_QUICK_COMPILE", "1") == "1":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # no test reads lines of source from HLO
+    # Parts of a program would be made by many threads, which pays with more than two cores.
+    flags = "--xla_cpu_parallel_codegen_split_count=1"
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # a later one aborts at this flag
-        flag = "--xla_cpu_use_fusion_emitters=false"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    gc.set_threshold(50_000, 20, 50)  # tracing makes many objects, and few cycles
 
 import hypothesis
 import jax
 import pytest
 
-from daily import thorough
+from daily import daily, thorough
 from workers import MAPPINGS, Mapped
 
 # Before the first use of JAX: afterwards the number of devices is fixed.
@@ -40,7 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
             item.add_marker(thorough)
 
 
-@pytest.fixture(params=MAPPINGS)
+# Every day without pmap, which in JAX is shard_map in other words.
+@pytest.fixture(params=daily(MAPPINGS, ["vmap", "shard_map"]))
 def mapped(request: pytest.FixtureRequest) -> Mapped:
     """`mapped(fn, *args, num_workers=None)`: M workers under vmap, pmap and shard_map."""
     return Mapped(request.param)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import signax
+from daily import thorough
 from signax.experiments.batches import from_function, in_epochs
 from signax.experiments.compare import compare
 from signax.experiments.comparison import Comparison
@@ -108,6 +109,7 @@ def test_without_pandas_a_frame_is_an_error_that_says_what_to_write(
         result.to_frame()
 
 
+@thorough
 def test_seeds_toss_coins_of_their_own_where_data_and_parameters_are_equal():
     run_of = run(data=lambda key, worker: jnp.ones((1, 3)), num_workers=2, eval_steps=6)
     ours, dense = run_of["x"][:, 0, 0]
@@ -202,6 +204,7 @@ def test_an_optimizer_without_a_vote_is_named_and_told_what_to_write():
     assert 'signax.average_gradients("workers")' in notes
 
 
+@thorough
 def test_the_example_of_compare_prints_what_it_says():
     module = importlib.import_module("signax.experiments.compare")
     results = doctest.testmod(module)

@@ -123,12 +123,14 @@ def test_mnist_is_prepared_read_and_cached_without_tensorflow(tmp_path: Path):
     assert run_python(LOAD, timeout=300, TFDS_DATA_DIR=str(tmp_path)).stdout == ""
 
 
+@thorough
 def test_a_missing_file_of_mnist_is_named(tmp_path: Path):
     (tmp_path / "train-images-idx3-ubyte.gz").touch()
     done = run_python(REFUSE.format(folder=str(tmp_path)), TFDS_DATA_DIR=str(tmp_path / "tfds"))
     assert "holds no train-labels-idx1-ubyte.gz, t10k-images" in done.stdout
 
 
+@thorough
 def test_a_wrong_file_of_mnist_is_refused_by_its_checksum(tmp_path: Path):
     for split in ("train", "t10k"):
         for part in ("images-idx3", "labels-idx1"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import signax
+from daily import thorough
 from workers import run_python
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,7 @@ def test_docstrings_become_restructured_text():
     )
 
 
+@thorough
 @pytest.mark.parametrize(
     "name",
     [n if n == "sharded_train_step" else pytest.param(n, marks=pytest.mark.slow) for n in BLOCKS],

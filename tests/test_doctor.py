@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from daily import thorough
 from signax.experiments import cli, default_config
 from signax.experiments.doctor import problems
 from signax.experiments.doctor.trained import trained
@@ -19,6 +20,7 @@ SMALL = ("--config.hidden_size=8", "--batches=32")
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
+@thorough
 def test_on_iid_digits_signs_are_the_friend(capsys: pytest.CaptureFixture):
     assert cli.main(["doctor", *SMALL]) == 0
     text = capsys.readouterr().out
@@ -42,6 +44,7 @@ def test_on_label_partitioned_digits_the_workers_disagree():
     assert 'scale=signax.Scale("linf", 256, shared=True)' in report["verdict"]["advice"][0]
 
 
+@thorough
 def test_the_reference_is_the_gradient_over_all_that_a_worker_owns():
     config = default_config.get_config()
     config.hidden_size, config.partition, config.num_workers = 4, "by_label", 3

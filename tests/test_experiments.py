@@ -91,9 +91,8 @@ def test_a_run_leaves_metrics_curves_result_and_checkpoint(finished: Path):
     assert Checkpoints(finished).latest_step == 25
 
 
-@pytest.mark.parametrize(
-    "name", daily(["majority_vote", "ssdm", "ssdm_shared", "sgd"], ["majority_vote"])
-)
+@thorough
+@pytest.mark.parametrize("name", ["majority_vote", "ssdm", "ssdm_shared", "sgd"])
 def test_every_run_of_the_digits_page_lowers_the_loss(name: str):
     assert cli.main(["train", f"--config={PAGES['digits']}:{name}", *SHORT]) == 0
     # The work directory is named after the config and what was changed.
@@ -101,8 +100,6 @@ def test_every_run_of_the_digits_page_lowers_the_loss(name: str):
     assert losses[-1] < losses[0]
 
 
-# One on either side of the registry; the others take ten seconds more.
-_FAST = ("power_sgd", "dense_method:sgd")
 BASELINES = {
     "bfloat16_sgd": {"learning_rate": 0.3, "momentum": 0.5},
     "power_sgd": {"learning_rate": 0.3, "rank": 1},
@@ -119,7 +116,7 @@ def sgd(learning_rate, momentum, *, axis_name, **others):
 """
 
 
-@pytest.mark.parametrize("name", daily(BASELINES, _FAST))
+@pytest.mark.parametrize("name", daily(BASELINES, ["dense_method:sgd"]))
 def test_a_baseline_and_a_function_of_ones_own_lower_the_loss_in_20_steps(
     name: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -136,6 +133,7 @@ def test_a_baseline_and_a_function_of_ones_own_lower_the_loss_in_20_steps(
 # Stopping and going on
 
 
+@thorough
 def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(finished: Path):
     seen = []
 
@@ -188,6 +186,7 @@ def test_a_run_whose_workers_drift_apart_names_the_leaf_and_the_last_checkpoint(
     checkpoints.close()
 
 
+@thorough
 def test_rows_after_the_last_checkpoint_are_written_again_not_twice(run: Path):
     rows = rows_of(run)
     with (run / "metrics.jsonl").open("a") as file:  # as if killed before the next checkpoint
@@ -225,6 +224,7 @@ def _wait_for(paths: Callable[[], Iterable[Path]], seconds: float) -> None:
 # What a run refuses
 
 
+@thorough
 def test_a_run_is_not_written_over_unasked(run: Path, capsys: pytest.CaptureFixture):
     before = (run / "metrics.jsonl").read_bytes()
     assert cli.main(["train", *SHORT, "--workdir=run"]) == 2
@@ -278,6 +278,7 @@ def test_every_registered_optimizer_is_found_by_its_own_name():
     assert {name for name, function in OPTIMIZERS.items() if function.__name__ != name} == set()
 
 
+@thorough
 def test_a_reader_who_has_seen_enough_ends_a_command_quietly():
     """As in `signax train --help | head`: writing to a closed pipe is no mistake of the user."""
     command = [sys.executable, "-m", "signax.experiments.cli", "train", "--help"]

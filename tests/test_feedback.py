@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import signax
-from daily import daily
+from daily import daily, thorough
 from four_leaves import SIZE, random_rows, to_tree, to_vector
 from workers import MAPPINGS, WORKERS, Mapped, map_workers, worker_mesh
 
@@ -150,6 +150,7 @@ def test_init_of_memory_on_the_servers_needs_the_axis_and_says_so():
             tx.init(jnp.zeros(3))
 
 
+@thorough
 @pytest.mark.parametrize("num_workers", daily([2, 5], [5]))
 def test_the_servers_memory_is_cut_anew_for_another_number_of_workers(num_workers: int):
     tx = signax.double_squeeze(0.1, axis_name=WORKERS)
@@ -203,7 +204,8 @@ def squared_distance(params: Any, batch: jax.Array) -> jax.Array:
     return sum(jnp.sum((x - jnp.mean(batch)) ** 2) for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", daily(SWITCHES, list(SWITCHES)[:1]))
+@thorough
+@pytest.mark.parametrize("name", SWITCHES)
 def test_dense_steps_switch_to_compressed_ones_alike_on_devices_and_simulated(name: str):
     tx, mesh = SWITCHES[name](), worker_mesh(3)
     params = to_tree(jnp.linspace(0.0, 1.0, SIZE))

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import signax
-from daily import thorough
+from daily import daily, thorough
 from signax import theory
 from signax.experiments import cli
 from signax.experiments.errors import UsageError
@@ -69,6 +69,7 @@ def test_every_figure_says_what_the_paper_left_open(name: str):
     assert "Left open by the paper, chosen here" in module_of(name).__doc__
 
 
+@thorough
 def test_without_mnist_a_figure_of_mnist_is_one_clear_line(tmp_path: Path):
     code = (
         "import sys; from signax.experiments import cli;"
@@ -129,7 +130,7 @@ def draws(x: jax.Array, noise: float, batch_size: int, count: int) -> np.ndarray
     return np.asarray(jax.vmap(lambda key: gradient(x, sample(key, 0)))(keys))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", daily([1, 3], [3]))
 def test_success_probabilities_of_rosenbrock_are_those_of_its_draws(batch_size: int):
     x = jnp.linspace(-1.0, 1.2, 10)
     count = 20_000
@@ -164,6 +165,7 @@ def test_theorem_4_has_slope_a_quarter_and_holds_for_homogeneous_workers():
     assert (average < bound).all()
 
 
+@thorough
 def test_heterogeneous_workers_stall_and_a_shared_scale_moves_them():
     stalled = theorem4._heterogeneous(400, signax.Scale())
     # f' = (w_1 (x - 2) + w_2 (x + 2)) / 2 = x + 1 at sqrt(2) - 1: it never moves.
@@ -172,6 +174,7 @@ def test_heterogeneous_workers_stall_and_a_shared_scale_moves_them():
     assert cured[:, -1].max() < 0.5
 
 
+@thorough
 def test_signs_alone_stay_on_the_line_and_ssdm_leaves_it():
     methods = {name: counterexample._METHODS[name] for name in ("SSDM, deterministic sign", "SSDM")}
     result = counterexample._run(methods, 2, 600, range(2))

@@ -65,7 +65,7 @@ def test_uniform_noise_is_sto_sign_and_no_noise_is_the_sign():
 
 def say(g: Any, scale: Any, step: int = 0) -> Any:
     tx = signax.scale_by_stochastic_sign(0, axis_name=None, scale=scale)
-    return tx.update(g, tx.init(g)._replace(count=jnp.int32(step)))[0]
+    return jax.jit(tx.update)(g, tx.init(g)._replace(count=jnp.int32(step)))[0]
 
 
 @pytest.mark.parametrize("norm", daily(["l2", "linf"], ["linf"]))

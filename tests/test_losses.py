@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import signax
-from daily import daily
+from daily import daily, thorough
 from eight_workers import SIZE, M, batches, loss, mesh, on_mesh, params, simulated
 from workers import WORKERS
 
@@ -65,6 +65,7 @@ def test_a_loss_that_returns_something_else_is_refused(message: str):
         on_mesh(fn, signax.sign_sgd(0.1, axis_name=WORKERS), batches(1), has_aux=has_aux)
 
 
+@thorough
 def test_every_worker_step_and_micro_batch_gets_a_key_of_its_own_and_replays():
     def noisy(p, batch, key):  # a gradient that is its key's noise
         noise = jax.random.normal(key, (SIZE,))

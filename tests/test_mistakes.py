@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from daily import thorough
 from signax.experiments import cli
 from workers import run_python
 
@@ -64,6 +65,7 @@ def test_a_work_directory_that_cannot_be_written_is_one_line(capsys: pytest.Capt
     assert "cannot write in the work directory file/run: Not a directory" in capsys.readouterr().err
 
 
+@thorough
 def test_a_missing_extra_names_the_line_that_installs_it():
     done = run_python(
         "import sys; sys.modules['flax'] = None\n"

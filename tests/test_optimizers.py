@@ -14,6 +14,7 @@ import reference
 import signax
 from daily import daily
 from named_algorithms import (
+    KINDS,
     LINF,
     NUM_WORKERS,
     OPTIMIZERS,
@@ -42,34 +43,33 @@ def test_init_takes_abstract_parameters_and_gives_the_same_state(name: str):
 # Under pmap, one row for each way to the network and back: a count of votes, one of drawn signs, a
 # sum of scaled signs with memory on the servers, a dense mean.
 WITH_PMAP = ("sign_sgd", "ssdm", "double_squeeze", "dense_sgd")
+BOUND = [(name, "shard_map") for name in OPTIMIZERS] + [(name, "pmap") for name in WITH_PMAP]
 
 
-@every_kind
-def test_update_keeps_types_and_replicas(name: str):
-    """Bound to an axis under each mapping, with extra arguments."""
+@pytest.mark.parametrize(("name", "mapping"), daily(BOUND, [(name, "shard_map") for name in KINDS]))
+def test_update_keeps_types_and_replicas(name: str, mapping: str):
+    """Bound to an axis, as under vmap, with extra arguments."""
     tx = OPTIMIZERS[name].make(0.1, axis_name=WORKERS)
     start = init_on_workers(tx, params())
     p = jax.tree.map(lambda x: jnp.stack([x] * NUM_WORKERS), params())
     results = {}
-    for mapping in ("vmap", "shard_map", *(["pmap"] if name in WITH_PMAP else [])):
+    for way in ("vmap", mapping):
         fn = map_workers(
-            mapping, lambda g, s, p: tx.update(g, s, p, value=1.0, unknown=None), NUM_WORKERS
+            way, lambda g, s, p: tx.update(g, s, p, value=1.0, unknown=None), NUM_WORKERS
         )
         state, before = start, abstract(start)
         for step in range(2):
             updates, state = fn(gradients(NUM_WORKERS, step), state, p)
-            assert abstract(state) == before, mapping
-            assert abstract(updates) == abstract(p), mapping
+            assert abstract(state) == before, way
+            assert abstract(updates) == abstract(p), way
             for leaf in jax.tree.leaves(updates):  # replicas
                 np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
-        results[mapping] = updates
-    expected = results.pop("vmap")
-    for got in results.values():
-        for a, b in zip(*map(jax.tree.leaves, (expected, got)), strict=True):
-            if OPTIMIZERS[name].sums_floats:
-                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-            elif name != "ssdm of the paper":  # its l2 norm may differ in the last bit
-                np.testing.assert_array_equal(a, b)
+        results[way] = updates
+    for a, b in zip(*map(jax.tree.leaves, results.values()), strict=True):
+        if OPTIMIZERS[name].sums_floats:
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        elif name != "ssdm of the paper":  # its l2 norm may differ in the last bit
+            np.testing.assert_array_equal(a, b)
 
 
 @every_kind
@@ -92,7 +92,7 @@ def test_a_jitted_step_is_traced_once(name: str):
     chex.clear_trace_counter()
 
 
-@every
+@every_kind
 @pytest.mark.parametrize("dtype", daily([jnp.bfloat16, jnp.float32], [jnp.bfloat16]))
 def test_updates_keep_the_dtype_of_the_gradients(name: str, dtype: Any):
     tx = OPTIMIZERS[name].make(0.5)
@@ -226,7 +226,9 @@ def test_weight_decay_is_decoupled_and_masked(name: str):
         np.testing.assert_array_equal(updates["bias"], plain["bias"])
 
 
-@pytest.mark.parametrize("name", [n for n, row in OPTIMIZERS.items() if row.takes_accumulator])
+@pytest.mark.parametrize(
+    "name", daily((n for n, row in OPTIMIZERS.items() if row.takes_accumulator), KINDS)
+)
 def test_the_accumulator_dtype_is_that_of_the_memory_alone(name: str):
     tx = OPTIMIZERS[name].make(0.1, accumulator_dtype=jnp.float32)
     p, g = params(jnp.bfloat16), one_worker(gradients(1, 0, jnp.bfloat16))

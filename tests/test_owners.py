@@ -18,12 +18,8 @@ SHAPES = {"bias": (70,), "bytes": (16, 4), "last": (3, 2, 12), "scalar": (), "th
 SPECS = {"bias": P(), "bytes": P(WORKERS), "last": P(None, None, WORKERS), "scalar": P()}
 SPECS["thin"] = P(WORKERS, None)
 DIMS = {"bytes": 0, "last": 2, "thin": 0}
-LINKS = {
-    f"{name} {ties} {wire}": functools.partial(link, WORKERS, ties=ties, wire=wire, key=3)
-    for name, link in {"majority": signax.majority_vote, "average": signax.average_signs}.items()
-    for ties in ("zero", "random")
-    for wire in {"zero": ("packed", "ternary"), "random": ("packed", "float32")}[ties]
-}
+RESULTS = {"majority": signax.majority_vote, "average": signax.average_signs}
+WIRES = {"zero": ("packed", "ternary"), "random": ("packed", "float32")}
 
 
 def votes(num_workers: int):
@@ -33,29 +29,33 @@ def votes(num_workers: int):
 
 
 @pytest.mark.parametrize("num_workers", daily([1, 2, 4], [4]))
-def test_each_owner_holds_its_piece_of_what_all_would_hold(mapped: Mapped, num_workers: int):
+@pytest.mark.parametrize("result", daily(RESULTS, ["majority"]))
+def test_each_owner_holds_its_piece_of_what_all_would_hold(
+    mapped: Mapped, result: str, num_workers: int
+):
+    kinds = [(ties, wire) for ties, wires in WIRES.items() for wire in wires]
     rows = {name: np.stack([x, x], axis=1) for name, x in votes(num_workers).items()}  # two cases:
     rows["last"][num_workers // 2, 1, 0, 0, 0] = np.nan  # all vote, and one abstains
 
     def on_case(updates):
         out = {}
-        for name, link in LINKS.items():
-            for kind, specs in {"whole": None, "piece": SPECS}.items():
-                tx = link(out_specs=specs)
+        for ties, wire in kinds:
+            for part, specs in {"whole": None, "piece": SPECS}.items():
+                tx = RESULTS[result](WORKERS, ties=ties, wire=wire, key=3, out_specs=specs)
                 update, state = tx.update(updates, tx.init(updates))
-                out[name, kind] = (update, state.num_abstained)
+                out[ties, wire, part] = (update, state.num_abstained)
         return out
 
     out = jax.device_get(mapped(lambda cases: jax.lax.map(on_case, cases), rows))
-    for name in LINKS:
-        (whole, absent), (piece, same) = out[name, "whole"], out[name, "piece"]
+    for kind in kinds:
+        (whole, absent), (piece, same) = out[*kind, "whole"], out[*kind, "piece"]
         np.testing.assert_array_equal(same, absent)
         for leaf in SHAPES:
             for n in range(num_workers):
                 want = whole[leaf][n]
                 if leaf in DIMS:
                     want = np.split(want, num_workers, axis=1 + DIMS[leaf])[n]
-                np.testing.assert_array_equal(piece[leaf][n], want, err_msg=f"{name} {leaf} {n}")
+                np.testing.assert_array_equal(piece[leaf][n], want, err_msg=f"{kind} {leaf} {n}")
 
 
 def test_one_bit_goes_up_and_none_comes_down():

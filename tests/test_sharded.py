@@ -30,6 +30,7 @@ from cut_model import (
     started,
     targets,
 )
+from daily import thorough
 
 slow = pytest.mark.slow
 
@@ -83,13 +84,13 @@ WAYS = {
 }
 
 
-QUICK = [("majority random", MESHES[1]), ("ssdm", MESHES[0])]
+MARKS = {("majority random", MESHES[1]): [], ("ssdm", MESHES[0]): [thorough]}
 
 
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        pytest.param(name, shape, marks=[] if (name, shape) in QUICK else slow)
+        pytest.param(name, shape, marks=MARKS.get((name, shape), [slow]))
         for name in LINES
         for shape in MESHES
     ],
@@ -130,6 +131,7 @@ def test_the_step_does_not_recompile_and_donates_its_state():
     assert jitted._cache_size() == 1
 
 
+@thorough
 @pytest.mark.parametrize("shape", [(4, 2), pytest.param((1, 8), marks=slow)], ids=str)
 def test_a_state_goes_on_with_other_hosts_and_devices(shape: tuple[int, int], tmp_path: Path):
     tx = LINES["signum"](HOSTS)

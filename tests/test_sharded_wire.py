@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import signax
 from cut_model import HOSTS, LINES, MESHES, loss, mesh_of, on_mesh, started, targets
+from daily import thorough
 from signax.wire import _hlo
 
 pytestmark = pytest.mark.machine_code
@@ -61,6 +62,7 @@ def test_bits_between_hosts_do_not_depend_on_the_devices_inside(num_devices: int
     assert bits == 2 * (2 - 1) / 2 * (2 * size) + headers
 
 
+@thorough
 def test_memory_of_the_step_is_that_of_the_dense_one_and_the_packed_words():
     size, mesh = 256, mesh_of(2, 4)
     x = {f"layer {i}": jnp.zeros((size, size)) for i in range(3)}

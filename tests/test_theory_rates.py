@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import signax
-from daily import daily
+from daily import daily, thorough
 from signax import theory
 from workers import WORKERS
 
@@ -94,7 +94,7 @@ def measure(problem: Problem, num_workers: int, x: jax.Array) -> Course:
     return Course(norm, jnp.sum(g**2), problem.loss(x), jnp.sum(SMOOTHNESS * tie))
 
 
-@pytest.mark.parametrize("num_workers", daily([1, 2, 3, 4], [2, 3]))
+@pytest.mark.parametrize("num_workers", daily([1, 2, 3, 4], [3]))
 def test_theorems_1_and_3_hold_with_a_constant_step_and_are_tight_on_a_quadratic(num_workers):
     course = run("quadratic", num_workers, is_decreasing=False)
     left = float(course.norm.mean())
@@ -215,6 +215,7 @@ def mean_gradient_norm(num_steps, key, num_workers, dim, sigma):
     return jax.lax.fori_loop(0, num_steps, step, (x, rows, 0.0))[2] / num_steps
 
 
+@thorough
 def test_theorem_4_holds_for_homogeneous_workers_with_the_slope_of_its_rate():
     dim, sigma = 4, 1.0
     steps = 4 ** jnp.arange(3, 7)  # 64, ..., 4096

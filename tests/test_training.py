@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import reference
 import signax
-from daily import daily
+from daily import daily, thorough
 from eight_workers import (
     ALGORITHMS,
     SIZE,
@@ -157,6 +157,7 @@ def test_a_float32_master_copy_takes_steps_that_bfloat16_would_lose():
     np.testing.assert_array_equal(np.asarray(state.params["a"], np.float32), 1.0)
 
 
+@thorough
 def test_simulated_training_may_be_mapped_over_seeds():
     tx = signax.signum(0.25, 0.5, axis_name=WORKERS)
     step = signax.simulate_train_step(loss, tx, 5)

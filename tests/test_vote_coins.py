@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import signax
+from daily import thorough
 from workers import WORKERS
 
 pytestmark = pytest.mark.machine_code
@@ -78,6 +79,7 @@ def test_the_coin_of_a_tie_is_no_workers_own_coin(worker: int):
     assert_independent(tie_coins()[1:], own_coins(worker))
 
 
+@thorough
 def test_votes_over_two_parts_of_a_tree_have_independent_coins():
     rows = jnp.tile(jnp.array([[1.0], [-1.0]]), NUM_COINS)
 

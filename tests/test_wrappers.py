@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import signax
+from daily import thorough
 from workers import WORKERS, run_python, worker_mesh
 
 PARAMS = {"head": jnp.zeros(5), "body": jnp.ones(300)}
@@ -126,5 +127,6 @@ for make in (signax.sign_sgd, signax.signum, signax.ssdm, signax.dense_sgd):
 """
 
 
+@thorough
 def test_a_nan_raises_if_the_user_wants_it():
     assert run_python(RAISE, devices=4).stdout == 4 * "True\n"

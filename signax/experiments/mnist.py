@@ -69,7 +69,8 @@ def load_mnist(mnist_dir: str = "") -> dict[str, np.ndarray]:
 
 def _make_builder() -> MNIST:
     try:
-        return MNIST(file_format="array_record")
+        # TFDS would read the variable when it is imported, and overlook what is set in a notebook.
+        return MNIST(file_format="array_record", data_dir=os.environ.get("TFDS_DATA_DIR"))
     except ValueError as error:
         raise UsageError(
             f"MNIST in the TFDS folder cannot be read without TensorFlow: {error}. "
