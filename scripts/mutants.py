@@ -57,7 +57,7 @@ TESTS = {
     "signax/_average.py": "votes hard_inputs",
     "signax/_votes.py": "votes vote_coins hard_inputs owners types",
     "signax/_memory.py": "memory arguments optimizers",
-    "signax/_training.py": "training losses step_inputs drift",
+    "signax/_training.py": "training losses step_inputs drift sharded",
 }
 
 # One or two of Cosmic Ray's replacements for each kind of thing: the others break more, and are

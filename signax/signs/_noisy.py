@@ -151,7 +151,7 @@ def _draw(
     """A sign with mean 2 F(g / b) - 1: erf(g / (b sqrt 2)) for normal noise, g / b for uniform."""
     b = jnp.asarray(noise_scale, jnp.float32)
     wide = g.reshape(-1).astype(jnp.float32)
-    ratio = jnp.where(b > 0, wide / jnp.where(b > 0, b, 1.0), 0.0)
+    ratio = wide / jnp.where(b > 0, b, 1.0)  # without noise not taken, but no NaN either
     mean = jax.lax.erf(ratio * (0.5**0.5)) if noise == "normal" else ratio
     places = _whole.positions(g, shard)
     drawn = _stochastic.sign_of_mean(words, mean * 2.0**31, places)
