@@ -55,8 +55,8 @@ TESTS = {
     "signax/wire/_slices.py": "slices feedback family",
     "signax/_network.py": "votes hard_inputs",
     "signax/_average.py": "votes hard_inputs",
-    "signax/_votes.py": "votes vote_coins hard_inputs owners types",
-    "signax/_memory.py": "memory arguments optimizers",
+    "signax/_votes.py": "votes vote_coins hard_inputs owners types sharded",
+    "signax/_memory.py": "memory arguments hard_inputs optimizers",
     "signax/_training.py": "training losses step_inputs drift sharded",
 }
 
