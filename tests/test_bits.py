@@ -74,8 +74,15 @@ def test_unpacking_planes_is_their_weighted_sum(dtype):
     np.testing.assert_array_equal(values.astype(np.float32), bits_of(planes, 21))
 
 
+def test_a_sum_in_a_small_dtype_is_rounded_once():
+    planes = [jnp.full(1, 255, jnp.uint8)] * 3
+    values = _bits.unpack_planes(planes, (256, 1, 1), 8, jnp.bfloat16)  # which holds no 257
+    np.testing.assert_array_equal(values.astype(np.float32), np.full(8, 258))
+
+
 def test_bad_words_say_what_to_pass():
     with pytest.raises(TypeError, match="must be a uint8 vector"):
         signax.unpack_bits(jnp.zeros(3), 4)
-    with pytest.raises(ValueError, match="1 words hold 8 coordinates, but size=9"):
-        signax.unpack_bits(jnp.zeros(1, jnp.uint8), 9)
+    for size in (9, -1):
+        with pytest.raises(ValueError, match=f"1 words hold 8 coordinates, but size={size}"):
+            signax.unpack_bits(jnp.zeros(1, jnp.uint8), size)
