@@ -86,7 +86,8 @@ def test_many_workers_and_steps_have_no_common_bias():
 
 
 def test_threefry_is_jax_s(mapped: Mapped):
-    key, count = jnp.array([1, 2], jnp.uint32), jnp.array([3, 4], jnp.uint32)
+    key = jnp.array([0xFFFFFFF1, 0x12345677], jnp.uint32)  # its words share set bits
+    count = jnp.array([3, 4], jnp.uint32)
     expected = threefry_2x32(key, count)
     ours = mapped(lambda c: _random.threefry(key, c[0], c[1]), jnp.stack([count, count]))
     np.testing.assert_array_equal(ours, np.stack([expected, expected]))
@@ -110,7 +111,14 @@ def test_a_seed_is_the_key_of_jax_in_every_form(seed: int):
 def test_the_four_words_of_another_implementations_key_are_all_mixed(seed: int):
     key = jax.random.key(seed, impl="rbg")
     data = jax.random.key_data(key)
-    np.testing.assert_array_equal(_random.key_words(key), threefry_2x32(data[:2], data[2:]))
+    for form in (key, data):
+        np.testing.assert_array_equal(_random.key_words(form), threefry_2x32(data[:2], data[2:]))
+
+
+def test_a_key_lives_on_when_the_state_that_was_made_from_it_is_donated():
+    key = jax.random.PRNGKey(3)
+    jax.jit(lambda words: words + 1, donate_argnums=0)(_random.key_words(key))
+    assert key.tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("key", [0.5, "0", None, True, np.zeros(3, np.uint32), np.arange(2)])

@@ -188,3 +188,13 @@ def test_a_leaf_without_a_sign_is_named_by_its_path_and_dtype(dtype: str):
         signax.scaled_sign(jnp.ones((), dtype))
     for kept in ("float16", "bfloat16", "float32"):
         _sign.require_real([jnp.ones(1, kept), 1.0], "sign_sgd")
+
+
+def test_a_shared_magnitude_is_the_mean_over_the_finite_workers():
+    def mean(values, is_finite):
+        return _sign._mean_over_finite(values, is_finite, WORKERS)
+
+    values = jnp.array([[2.0], [np.inf], [6.0]])
+    for is_finite, expected in (([1, 0, 1], 4.0), ([0, 0, 1], 6.0), ([0, 0, 0], 0.0)):
+        found = map_workers("vmap", mean, 3)(values, jnp.array(is_finite, bool))
+        np.testing.assert_allclose(found, np.full((3, 1), expected), rtol=1e-6)

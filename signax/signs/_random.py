@@ -119,7 +119,7 @@ def _concrete_seed(seed: int) -> jax.Array:
     seed = operator.index(seed)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed {seed} has more than 64 bits: pass a smaller integer.")
-    high = 0 if -(2**31) <= seed < 2**32 else (seed >> 32) % 2**32
+    high = 0 if -(2**31) <= seed < 0 else (seed >> 32) % 2**32
     return jnp.array([high, seed % 2**32], jnp.uint32)
 
 
