@@ -168,6 +168,10 @@ def test_one_bad_coordinate_anywhere_is_found(size: int):
     assert not all_finite(jnp.full(size, np.nan)) or size == 0  # no count of them wraps
 
 
+def test_no_count_of_bad_coordinates_wraps():
+    assert not _sign.all_finite(jnp.full(256 * 512, np.nan))  # the counts are bytes
+
+
 def test_a_tree_is_finite_if_all_its_leaves_are():
     good, bad = jnp.ones((3, 2)), jnp.array([1.0, np.nan])
     assert _sign.all_finite()
