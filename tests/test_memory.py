@@ -11,6 +11,7 @@ import pytest
 import reference
 import signax
 from daily import daily
+from one_worker_step import temporary_share
 from workers import WORKERS, Mapped
 
 
@@ -139,17 +140,9 @@ def test_abstaining_passes_extra_args_and_keys():
     "memory", [signax.ema_from_first_gradient(0.9), optax.trace(0.9)], ids=["ema", "trace"]
 )
 def test_a_momentum_that_is_the_update_is_written_in_place(memory: optax.GradientTransformation):
-    params = {name: jnp.zeros((300, 1024)) for name in "abc"}
     tx = optax.chain(signax.abstaining(memory), optax.scale_by_sign(), optax.scale(-0.1))
-
-    def step(params, state, gradient):
-        updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params).compile()
-    model = sum(4 * x.size for x in jax.tree.leaves(params))
     # A thirty-second for the marks of what is not finite; a second momentum would be the model.
-    assert compiled.memory_analysis().temp_size_in_bytes < model / 10
+    assert temporary_share(tx) < 1 / 10
 
 
 def test_each_worker_decides_for_itself(mapped: Mapped):

@@ -4,6 +4,8 @@ Tolerances: a z-score of 6.5 is passed by chance once in 1e10; with at most 1,00
 the union bound leaves less than 1e-7, and the seeds are fixed.
 """
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,6 +163,13 @@ def test_a_stream_is_the_same_in_every_release():
     words, positions = (0x9E3779B9, 0x243F6A88), [0, 1, 2, 255, 2**31, 2**32 - 1]
     found = _random.words_at(jnp.array(words, jnp.uint32), jnp.array(positions, jnp.uint32))
     assert found.tolist() == [keyed_triple32(x, words) for x in positions]
+
+
+def test_the_words_of_a_leaf_come_from_all_64_bits_of_the_hash_of_its_path():
+    words = jnp.array([5, 6], jnp.uint32)
+    counts = np.frombuffer(hashlib.blake2b(b"['w']", digest_size=8).digest(), "<u4")
+    expected = threefry_2x32(words, jnp.asarray(counts))
+    np.testing.assert_array_equal(_random.leaf_words(words, ["['w']"])[0], expected)
 
 
 def test_the_words_of_a_leaf_do_not_depend_on_other_leaves():
