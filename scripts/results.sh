@@ -1,27 +1,31 @@
 #!/usr/bin/env bash
 # Every number of the README, measured again: scripts/results.sh [SECTION ...]
 #
-# Without a section it lists them with what they cost on two CPU cores; `all` runs them in this order, but for
-# the last two, whose numbers stand in docs/ alone.
-# MNIST is needed by those marked *: SIGNAX_MNIST_DIR, or it is downloaded. Results: runs/results/.
+# Without a section it lists them with what they cost on two CPU cores; `all` runs those of the README: first
+# the timed ones, one after another on a machine that must be quiet, then the others, two at a time, each with
+# its own log. MNIST is needed by those marked *: SIGNAX_MNIST_DIR, or it is downloaded. Results: runs/results/.
 #
-#   digits     1 min   getting started: accuracy, bits, megabytes
+#   timed
+#   kernels    3 min   bench: one worker's kernels and steps at 10 million coordinates
+#   network   12 min   bench: four processes on the loopback, at 1 Gbit/s and at 100 Mbit/s (Linux, root)
+#   race      40 min   bench: a transformer's time to a target at three bandwidths (Linux, root)
+#   soak       9 min   20,000 steps on two processes of which one is killed every 2,000 (Linux)
+#   not timed
+#   methods  * 50 min   every method on MNIST: how to choose, docs/methods.md, the first picture
+#   label    * 22 min   MNIST by label: the table of runs, three seeds each
+#   figures  * 16 min   the paper's figures and claims
+#   mnist    *  3 min   MNIST shuffled: Signum with three seeds, dense SGD with one
 #   weights    1 min   who follows the weights of the workers' losses, and who needs a schedule
-#   kernels    5 min   bench: one worker's kernels and steps at 10 million coordinates
-#   network   25 min   bench: four processes on the loopback, at 1 Gbit/s and at 100 Mbit/s (Linux, root)
-#   race      35 min   bench: a transformer's time to a target at three bandwidths (Linux, root)
-#   soak       5 min   20,000 steps on two processes of which one is killed every 2,000 (Linux)
-#   label    * 15 min   MNIST by label: the table of runs, three seeds each
-#   mnist    *  5 min   MNIST shuffled: Signum with three seeds, dense SGD with one
-#   figures  * 25 min   the paper's figures and claims
-#   methods  * 35 min   every method on MNIST: how to choose, docs/methods.md, the first picture
+#   digits     1 min   getting started: accuracy, bits, megabytes
+#   timed, for docs/ alone
 #   sizes     10 min   bench: other sizes of the kernels, and an exchange of 195 leaves, for docs/wire.md
 #   others    50 min   bench: time to the target for more runs, for docs/operations.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=runs/results
-readme="digits weights kernels network race soak label mnist figures methods"
-sections="$readme sizes others"
+timed="kernels network race soak"
+untimed="methods label figures mnist weights digits"  # the longest first
+sections="$timed $untimed sizes others"
 
 run() { # one line that says what runs, then the command
   printf '\n$ %s\n' "$*"
@@ -98,14 +102,18 @@ if [ $# -eq 0 ]; then
   sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
   exit
 fi
-[ "$*" = all ] && set -- $readme
+mkdir -p $results
+if [ "$*" = all ]; then
+  "$0" $timed
+  printf '%s\n' $untimed | xargs -P 2 -I{} bash -c '"$0" "$1" >"$2/$1.log" 2>&1' "$0" {} $results
+  exit
+fi
 for section; do
   case " $sections " in
     *" $section "*) ;;
     *) echo "scripts/results.sh: no section $section; there are: $sections" >&2; exit 2 ;;
   esac
 done
-mkdir -p $results
 for section; do
   printf '\n== %s, from %s, at %s\n' "$section" "$(git describe --always --dirty 2>/dev/null || echo a release)" \
     "$(date +%T)"
