@@ -216,9 +216,9 @@ def test_disagreement_between_the_workers_is_told_from_noise(spread: float):
     report = diagnostics.examine(
         linear_loss, jnp.zeros(100), workers_with(means, 1.0), num_workers=4
     )
-    # Between: 100 coordinates of variance 4/3 spread^2. Its noise: each spread of four means of 32
-    # draws has standard deviation sqrt(2/3) / 32 without disagreement, and 2 * spread * sqrt(4/3)
-    # / sqrt(32) * ... with it: below 0.2 of a coordinate's 12, averaged over 100.
+    # Between: 100 coordinates of variance 4/3 spread^2. The sample variance of four means of 32
+    # draws has the standard deviation sqrt(2/3) / 32 where their expectations agree, and at most
+    # 4/3 spread / sqrt(32) more where they do not; the sum over 100 coordinates ten times that.
     truth = 100 * 4 / 3 * spread**2
     tolerance = 6 * 10 * (math.sqrt(2 / 3) / 32 + 4 / 3 * spread / math.sqrt(32))
     assert report.total.between == pytest.approx(truth, abs=tolerance)

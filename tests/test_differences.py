@@ -316,9 +316,11 @@ def test_the_largest_of_the_workers_scales_would_not_shrink_what_is_left_over():
     rows[0] = 1.0
     signs = np.where(rows > 0, 1.0, -1.0)
     means = np.abs(rows).mean(axis=1)
-    left_over = {f.__name__: ((rows - f(means) * signs) ** 2).sum() for f in (np.mean, np.max)}
-    assert left_over["mean"] == (rows**2).sum() * (1 - 1 / 4)
-    assert left_over["amax" if "amax" in left_over else "max"] == (rows**2).sum() * (4 - 1)
+    left_by_mean, left_by_largest = (
+        ((rows - scale * signs) ** 2).sum() for scale in (means.mean(), means.max())
+    )
+    assert left_by_mean == (rows**2).sum() * (1 - 1 / 4)
+    assert left_by_largest == (rows**2).sum() * (4 - 1)
 
 
 def test_wrong_arguments_are_refused_with_what_to_write():

@@ -1,4 +1,7 @@
-"""What a release promises: one version, dependencies that are imported, numbers with commands."""
+"""What a release promises: one version, dependencies that are imported, numbers with commands.
+
+And a list of surviving mutants that speaks of this code.
+"""
 
 import ast
 import re
@@ -54,3 +57,12 @@ def test_the_script_of_results_runs_every_command_of_the_readme():
         for word in command.replace("'", "").split():
             is_run = word.removesuffix(":RUN") in script or word == "NAME"
             assert is_run, f"scripts/results.sh lacks {word} of `signax {command}`"
+
+
+def test_every_mutant_that_may_survive_is_one_of_a_line_that_still_stands():
+    listed = tomllib.loads((ROOT / "scripts" / "survivors.toml").read_text())["survivor"]
+    for survivor in listed:
+        lines = map(str.strip, (ROOT / survivor["module"]).read_text().splitlines())
+        assert survivor["line"] in lines, survivor
+        assert survivor["line"] not in survivor["mutants"], survivor
+        assert survivor["why"].endswith("."), survivor

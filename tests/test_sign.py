@@ -7,7 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import signax
 from cut_model import HOSTS, SPECS, mesh_of, targets
@@ -39,8 +42,8 @@ def test_the_scale_of_a_scaled_sign_neither_overflows_nor_vanishes(unit: float):
 
 
 def test_the_power_of_two_below_a_number_has_an_inverse():
-    largest = np.finfo(np.float32).max
-    numbers = [0.0, 1e-45, 2.0**-127, 2.0**-126, 1.0, 1.99, 2.0, 3e10, 2.0**126, 2.0**127, largest]
+    numbers = [0.0, 1e-45, 2.0**-127, 2.0**-126, 1.0, 1 + 2.0**-23, 2.0, 3e10, 2.0**126, 2.0**127]
+    numbers += [2 - 2.0**-23, float(np.finfo(np.float32).max)]
     units = np.asarray(_sign.power_of_two(jnp.asarray(numbers, jnp.float32)))
     exponents = [min(max(math.floor(math.log2(r)), -126), 126) if r else -126 for r in numbers]
     np.testing.assert_array_equal(units, 2.0 ** np.array(exponents))
@@ -121,6 +124,13 @@ def test_a_zero_coordinate_of_a_scaled_sign_is_a_fair_coin_of_each_worker_and_st
             assert abs(x.mean(dtype=np.float64)) * math.sqrt(x.size) < Z
 
 
+def test_the_scaled_sign_of_a_worker_has_its_own_magnitude():
+    tx = scale_by_scaled_sign(axis_name=WORKERS)
+    said = map_workers("vmap", lambda g: tx.update(g, tx.init(g))[0], 2)
+    g = jnp.array([[1.0, -3.0], [10.0, 30.0]])
+    np.testing.assert_array_equal(said(g), [[2.0, -2.0], [20.0, 20.0]])
+
+
 def test_shared_means_are_those_of_the_workers_that_are_finite():
     g = np.array([[1, -3, 5], [2, 2, 8], [np.nan, 0, 1], [7, 7, -1]], np.float32)
     tx = scale_by_scaled_sign(axis_name=WORKERS)
@@ -132,30 +142,50 @@ def test_shared_means_are_those_of_the_workers_that_are_finite():
     shared = map_workers("vmap", scales, 4)(jnp.asarray(g))
     np.testing.assert_array_equal(shared["a"], np.full(4, np.float32(11 / 3)))
     np.testing.assert_allclose(shared["b"], np.full(4, 14 / 3), rtol=2 * 2.0**-23)
+    alone = map_workers("vmap", scales, 3)(jnp.asarray(g[1:3].repeat([1, 2], 0)))
+    np.testing.assert_array_equal([alone["a"], alone["b"]], np.repeat([[2.0], [8.0]], 3, 1))
     nobody = map_workers("vmap", scales, 2)(jnp.full((2, 3), jnp.inf))
     np.testing.assert_array_equal([nobody["a"], nobody["b"]], np.zeros((2, 2)))
 
 
-@pytest.mark.parametrize("scope", ["leaf", "global"])
-def test_the_mean_over_shards_is_that_of_the_whole_leaf(scope: str):
-    """Integers below 2^7 and their sums are exact, and the largest is not on every shard."""
-    tree = jax.tree.map(lambda x: np.cumsum(x[0]).reshape(x[0].shape), targets(2, 1))
-    tree["rows"][7, 4] = 100.0
+def magnitudes_on_shards(scope: str, tree: Any) -> Any:
+    """How far a leaf moves, with two hosts of four devices over which the tree is cut."""
     tx = signax.sharded(scale_by_scaled_sign(scope, axis_name=HOSTS), SPECS)
+    specs = {name: SPECS[name] for name in tree}
 
     def magnitudes(g):
         leaves, _ = tx.update(signax.as_varying(g, HOSTS), tx.init(g))
         return jax.tree.map(lambda x: jax.lax.pmax(jnp.abs(x), HOSTS), leaves)
 
-    found = jax.jit(
-        jax.shard_map(magnitudes, mesh=mesh_of(2, 4), in_specs=(SPECS,), out_specs=SPECS)
+    return jax.jit(
+        jax.shard_map(magnitudes, mesh=mesh_of(2, 4), in_specs=(specs,), out_specs=specs)
     )(tree)
-    sums = {name: np.abs(g).sum() for name, g in tree.items()}
+
+
+@pytest.mark.parametrize("apart", [0, 50])
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_the_mean_over_shards_is_that_of_the_whole_leaf(scope: str, apart: int):
+    """Integers below 2^7 and their sums are exact, and the largest is not on every shard.
+
+    Leaves whose sizes lie far apart neither vanish nor overflow in the unit of another.
+    """
+    tree = jax.tree.map(lambda x: np.cumsum(x[0]).reshape(x[0].shape), targets(2, 1))
+    tree["rows"][7, 4] = 100.0
+    tree["scalar"] = np.array(-3.0, np.float32)
+    powers = {"columns": -1, "copied": 0, "rows": 2, "scalar": 1}  # the first leaf is the smallest
+    tree = {name: tree[name] * np.float32(2.0) ** (apart * i) for name, i in powers.items()}
+    found = magnitudes_on_shards(scope, tree)
+    sums = {name: np.abs(g.astype(np.float64)).sum() for name, g in tree.items()}
     for name, g in tree.items():
         mean = sums[name] / g.size
         if scope == "global":
             mean = sum(sums.values()) / sum(x.size for x in tree.values())
         np.testing.assert_allclose(found[name], np.full(g.shape, mean), rtol=2 * 2.0**-23)
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_the_mean_over_shards_of_a_single_number_is_its_magnitude(scope: str):
+    assert magnitudes_on_shards(scope, {"scalar": jnp.float32(-3.0)})["scalar"] == 3.0
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 511, 512, 513, 1100])
@@ -183,6 +213,26 @@ def test_a_tree_is_finite_if_all_its_leaves_are():
         assert not _sign.all_finite(leaves[:2], {"c": leaves[2]})
 
 
+def test_a_leaf_that_the_compiler_cuts_is_looked_at_where_it_lies():
+    """One flag is agreed on; to cut the leaf into rows of 512 would gather it."""
+    mesh, specs = mesh_of(2, 4), {"a": P("devices")}
+    seen = optax.GradientTransformation(
+        lambda params: optax.EmptyState(), lambda g, state, _: (_sign.all_finite(g), state)
+    )
+    tx = signax.sharded(seen, specs)
+
+    def is_finite(g):
+        return jax.lax.pmin(tx.update(g, tx.init(g))[0].astype(jnp.int32), HOSTS)
+
+    mapped = jax.shard_map(
+        is_finite, mesh=mesh, in_specs=P(HOSTS), out_specs=P(), axis_names={HOSTS}
+    )
+    g = jax.device_put(jnp.ones((2, 8192)), NamedSharding(mesh, P(HOSTS, "devices")))
+    assert mapped({"a": g}) == 1
+    report = signax.wire_bits(mapped, {"a": g})
+    assert {c.kind for c in report.collectives} == {"all-reduce"}, report
+
+
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "float8_e4m3fn"])
 def test_a_leaf_without_a_sign_is_named_by_its_path_and_dtype(dtype: str):
     where = rf"^signax\.sign_sgd: the update at \['b'\]\[1\] has dtype {dtype}\. "
@@ -192,13 +242,3 @@ def test_a_leaf_without_a_sign_is_named_by_its_path_and_dtype(dtype: str):
         signax.scaled_sign(jnp.ones((), dtype))
     for kept in ("float16", "bfloat16", "float32"):
         _sign.require_real([jnp.ones(1, kept), 1.0], "sign_sgd")
-
-
-def test_a_shared_magnitude_is_the_mean_over_the_finite_workers():
-    def mean(values, is_finite):
-        return _sign._mean_over_finite(values, is_finite, WORKERS)
-
-    values = jnp.array([[2.0], [np.inf], [6.0]])
-    for is_finite, expected in (([1, 0, 1], 4.0), ([0, 0, 1], 6.0), ([0, 0, 0], 0.0)):
-        found = map_workers("vmap", mean, 3)(values, jnp.array(is_finite, bool))
-        np.testing.assert_allclose(found, np.full((3, 1), expected), rtol=1e-6)
