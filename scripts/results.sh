@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Every number of the README, measured again: scripts/results.sh [SECTION ...]
 #
-# Without a section it lists them with what they cost on two CPU cores; `all` runs those of the README: first
-# the timed ones, one after another on a machine that must be quiet, then the others, two at a time, each with
-# its own log. MNIST is needed by those marked *: SIGNAX_MNIST_DIR, or it is downloaded. Results: runs/results/.
+# Without a section it lists them with what they cost on two CPU cores; `all` (2 h 25 min) runs those of the
+# README: first the timed ones, one after another on a machine that must be quiet, then the others, two at a
+# time, each with its own log. MNIST is needed by those marked *: SIGNAX_MNIST_DIR, or it is downloaded.
+# Results: runs/results/.
 #
 #   timed
 #   kernels    3 min   bench: one worker's kernels and steps at 10 million coordinates
