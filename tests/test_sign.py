@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import signax
 from cut_model import HOSTS, SPECS, mesh_of, targets
+from daily import daily
 from signax.signs import _sign
 from workers import WORKERS, map_workers
 
@@ -162,7 +163,7 @@ def magnitudes_on_shards(scope: str, tree: Any) -> Any:
     )(tree)
 
 
-@pytest.mark.parametrize("apart", [0, 50])
+@pytest.mark.parametrize("apart", daily([0, 50], [50]))
 @pytest.mark.parametrize("scope", ["leaf", "global"])
 def test_the_mean_over_shards_is_that_of_the_whole_leaf(scope: str, apart: int):
     """Integers below 2^7 and their sums are exact, and the largest is not on every shard.
