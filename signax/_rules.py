@@ -20,6 +20,8 @@ from signax.wire import _bits
 Ties = Literal["zero", "random"]
 Planes = Sequence[jax.Array]
 
+_FEW_PLANES = 3  # with four, 15 choices take as long as one sum and its division
+
 
 class Rule(NamedTuple):
     """How counts become an update."""
@@ -61,16 +63,28 @@ def _decode_binary(planes, num_workers, voters, size, dtype):
 
 
 def _decode_mean_ternary(planes, num_workers, voters, size, dtype):
-    return mean_over_voters(_total(planes, size) - num_workers, voters, dtype)
+    return _decode_each(
+        planes, size, lambda count: mean_over_voters(count - num_workers, voters, dtype)
+    )
 
 
 def _decode_mean_binary(planes, num_workers, voters, size, dtype):
     del num_workers
-    return mean_over_voters(2 * _total(planes, size) - voters, voters, dtype)
+    return _decode_each(
+        planes, size, lambda count: mean_over_voters(2 * count - voters, voters, dtype)
+    )
 
 
-def _total(planes, size):
-    return _bits.unpack_planes(planes, [2**k for k in range(len(planes))], size, jnp.int32)
+def _decode_each(planes, size, value):
+    """`value(count)` at each coordinate, worked out once for each count if these are few."""
+    if len(planes) > _FEW_PLANES:
+        return value(_bits.unpack_planes(planes, [2**k for k in range(len(planes))], size))
+    values = list(value(jnp.arange(2 ** len(planes), dtype=jnp.int32)))
+    for plane in planes:  # each decides between neighbours
+        is_set = _bits.unpack_bits(plane, size)
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [jnp.where(is_set, odd, even) for even, odd in pairs]
+    return values[0]
 
 
 def mean_over_voters(total, voters, dtype):

@@ -117,6 +117,19 @@ def test_a_leaf_that_the_compiler_cuts_stays_cut(norm: Any):
     assert "all-gather" not in compiled.as_text()
 
 
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_a_program_grows_no_faster_than_the_number_of_leaves(scope: Any):
+    """What is known of all leaves is not worked out again for each."""
+    tx = signax.scale_by_stochastic_sign(0, axis_name=None, scale=signax.Scale("l2", scope))
+
+    def num_lines(num_leaves):
+        leaves = [jnp.ones(5_000 + i) for i in range(num_leaves)]
+        update = jax.jit(lambda g, state: tx.update(g, state)[0])
+        return update.lower(leaves, tx.init(leaves)).compile().as_text().count("\n")
+
+    assert num_lines(40) <= 2 * num_lines(20)
+
+
 def read_scales(tree: Any, scale: signax.Scale) -> Any:
     """R of each leaf of a host's gradient that is cut over four devices; NaN if it abstains."""
     tx = signax.scale_by_stochastic_sign(0, axis_name=HOSTS, rescale=True, scale=scale)

@@ -136,7 +136,7 @@ def find(
         norms = [_block_norms(leaf, scale.norm, scale.scope) for leaf in leaves]
     else:
         norms = [norm_of(group, scale.norm) for group in groups]
-    is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(norm.mantissa)) for norm in norms]))
+    is_finite = ~_sign.any_of([jnp.any(~jnp.isfinite(norm.mantissa)) for norm in norms])
     if scale.running or (scale.shared and axis_name is not None):
         own = _largest_so_far(norms, is_finite, largest)
         found = _shared(own, scale, axis_name, step)

@@ -239,10 +239,17 @@ def all_finite(*trees: Any) -> jax.Array:
     if not groups:
         return jnp.ones((), bool)
     found, rest = zip(*map(_bad, groups.values()), strict=True)
-    found = jnp.stack([*found, jnp.max(jnp.concatenate(rest), initial=0)])
-    # The largest by a sort, which XLA does not fuse: it would fuse a reduction over all leaves into
-    # each leaf's own work, and with 200 leaves evaluate it for every coordinate.
-    return _whole.all_of(jax.lax.sort(found)[-1] == 0)[0]
+    is_bad = any_of([*found, jnp.max(jnp.concatenate(rest), initial=0)])
+    return _whole.all_of(~is_bad)[0]
+
+
+def any_of(flags: Sequence[jax.Array]) -> jax.Array:
+    """Whether one of these scalars is not zero: a fact about all leaves, found once.
+
+    By a sort, which XLA does not fuse: it would fuse a reduction over all leaves into each leaf's
+    own work, and with 200 leaves compile and evaluate it 200 times.
+    """
+    return jax.lax.sort(jnp.stack(flags))[-1] != 0
 
 
 def _bad(same: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -182,12 +182,13 @@ def signs_and_scales(
     norms, is_finite, largest = _scales.find(
         leaves, scale, state.largest, axis_name, state.count, shards
     )
-    is_zero = jnp.all(jnp.array([jnp.all(norm.mantissa == 0) for norm in norms]))
+    distinct = {id(norm): jnp.any(norm.mantissa != 0) for norm in norms}
+    has_scale = _sign.any_of(list(distinct.values()))
     words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
     leaf_words = _random.leaf_words(words, paths)
     shards = shards or [None] * len(leaves)
     signs = [
-        _draw(leaf_words[i], leaf, norms[i], is_finite, ~is_zero, shards[i])
+        _draw(leaf_words[i], leaf, norms[i], is_finite, has_scale, shards[i])
         for i, leaf in enumerate(leaves)
     ]
     scales = [_in_shape(_scales.value(norm), g) for norm, g in zip(norms, leaves, strict=True)]

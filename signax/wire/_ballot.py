@@ -34,8 +34,7 @@ class Ballot(NamedTuple):
 
 def pack(updates: Any) -> Ballot:
     """The signs of all leaves in one buffer."""
-    pairs = [_bits.pack_signs(jnp.asarray(leaf)) for leaf in jax.tree.leaves(updates)]
-    positive, negative = (jnp.concatenate(planes) for planes in zip(*pairs, strict=True))
+    positive, negative = _bits.pack_leaves([jnp.asarray(u) for u in jax.tree.leaves(updates)])
     is_finite = ~jnp.any(positive & negative)  # both bits set: a NaN or an infinity
     return Ballot(positive, negative, is_finite, ~jnp.any(positive | negative))
 
@@ -43,7 +42,7 @@ def pack(updates: Any) -> Ballot:
 def pack_scaled(updates: Any) -> ScaledBallot:
     """The bits of all leaves in one buffer, and one scale for each leaf."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
-    bits = jnp.concatenate([_bits.pack_bits(leaf > 0) for leaf in leaves])
+    bits = _bits.pack_masks([leaf > 0 for leaf in leaves])
     largest = [jnp.max(jnp.abs(leaf.astype(jnp.float32)), initial=0.0) for leaf in leaves]
     is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
     return ScaledBallot(bits, jnp.array(largest), is_finite)

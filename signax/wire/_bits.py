@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from signax.wire import _contiguous
+
 # XLA cuts a loop over words into one piece per thread. If the pieces are unequal the bounds check
 # lands in the innermost loop and keeps it from being vectorised (3 to 10 times slower on CPU), as
 # does padding a last word. So words are made in rows of 64, and what is left is packed apart; below
@@ -48,8 +50,7 @@ def pack_bits(mask: jax.typing.ArrayLike) -> jax.Array:
       >>> signax.pack_bits(jnp.array([True, False, False, True]))
       Array([9], dtype=uint8)
     """
-    bits = jnp.ravel(jnp.asarray(mask)) != 0
-    return jnp.concatenate(_pack(bits.astype(jnp.uint8)))
+    return pack_masks([jnp.asarray(mask) != 0])
 
 
 def unpack_bits(words: jax.typing.ArrayLike, size: int) -> jax.Array:
@@ -89,6 +90,12 @@ def pack_signs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pack_leaves([x])
 
 
+def pack_masks(masks: Sequence[jax.Array]) -> jax.Array:
+    """Several boolean arrays in one buffer, each of which starts at a word of its own."""
+    words = [word for mask in masks for word in _pack(jnp.ravel(mask).astype(jnp.uint8))]
+    return _contiguous.concatenate(words)
+
+
 def pack_leaves(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """`pack_signs` of several arrays in one buffer, each of which starts at a word of its own.
 
@@ -96,7 +103,8 @@ def pack_leaves(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     share a uint16 until eight coordinates are one word and all words lie end to end; then its bytes
     part.
     """
-    words = jnp.concatenate([word for leaf in leaves for word in _pack(_sign_codes(leaf))])
+    pieces = [word.astype(jnp.uint16) for leaf in leaves for word in _pack(_sign_codes(leaf))]
+    words = _contiguous.concatenate(pieces)
     return words.astype(jnp.uint8), (words >> 8).astype(jnp.uint8)
 
 
@@ -152,8 +160,8 @@ def _sign_codes(x: jax.Array) -> jax.Array:
     """Positive in the low byte and negative in the high one, both for NaN and infinity."""
     x = jnp.ravel(x).astype(jnp.promote_types(x.dtype, jnp.float32))  # else each bfloat16 op rounds
     x = x + (x - x)  # an infinity becomes a NaN, for which both comparisons are false
-    positive = jnp.where(x <= 0, jnp.uint16(0), jnp.uint16(1))
-    return positive + jnp.where(x >= 0, jnp.uint16(0), jnp.uint16(256))
+    positive = jnp.where(x <= 0, jnp.uint32(0), jnp.uint32(1))
+    return positive + jnp.where(x >= 0, jnp.uint32(0), jnp.uint32(256))
 
 
 def _pack(codes: jax.Array) -> list[jax.Array]:

@@ -141,7 +141,7 @@ def tally(
     owned, rest = jnp.split(decided, [sum(sizes)], axis=1)
     rest, voters = _server.gather_slices(rest, voters_here, axis_name, trits)
     owned = iter(_cut(owned, sizes))
-    rest = iter(_cut(rest, [s.num_words for s in shards if s.dim is None]))
+    rest = iter(_cut(jnp.stack(rest), [s.num_words for s in shards if s.dim is None]))
 
     def result(leaf, shard):
         words, counted = (next(rest), voters) if shard.dim is None else (next(owned), voters_here)

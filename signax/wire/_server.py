@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from signax import _workers
-from signax.wire import _bits, _slices, _trits
+from signax.wire import _bits, _contiguous, _slices, _trits
 
 Wire = Literal["packed", "ternary", "lanes", "float32"]
 
@@ -103,7 +103,8 @@ def tally(
     if axis_name is None:
         counts = _bits.count_planes(jnp.stack(planes))
         voters = is_voting.astype(jnp.int32)
-        return jax.lax.optimization_barrier((tuple(decide(counts, voters, 0)), voters))
+        decided = decide(counts, voters, 0)
+        return [_contiguous.concatenate([plane]) for plane in decided], voters
     return exchange[in_use(wire)](planes, is_voting, decide, axis_name)
 
 
@@ -134,7 +135,7 @@ def counts_of_slice(
     num_workers, num_planes, size = rows.shape
     sent = _trits.encode(rows) if trits.up else rows.reshape(num_workers, -1)
     header = jnp.full((num_workers, 1), is_voting, jnp.uint8)
-    received = _scatter(jnp.concatenate([sent, header], axis=1), axis_name)  # [M, P*S + 1]
+    received = _scatter(_contiguous.side_by_side([sent, header]), axis_name)  # [M, P*S + 1]
     voters = jnp.sum(received[:, -1], dtype=jnp.int32)
     received = received[:, :-1]
     rows = _trits.decode(received, size) if trits.up else received
@@ -146,17 +147,18 @@ def gather_slices(
     voters: jax.Array,
     axis_name: _workers.AxisName,
     trits: Trits,
-) -> tuple[jax.Array, jax.Array]:
-    """All servers' decisions, uint8[R, S] -> uint8[R, M*S], and the number of voters."""
+) -> tuple[list[jax.Array], jax.Array]:
+    """All servers' decisions, uint8[R, S] -> R planes uint8[M*S], and the number of voters."""
     num_planes, size = decided.shape
     answer = _trits.encode(decided) if trits.down else decided.reshape(-1)
-    gathered = gather(jnp.concatenate([answer, to_bytes(voters)]), axis_name)  # [M, R*S + header]
+    message = _contiguous.concatenate([answer, to_bytes(voters)])
+    gathered = gather(message, axis_name)  # [M, R*S + header]
     results, headers = jnp.split(gathered, [answer.size], axis=1)
     if trits.down:
         results = _trits.decode(results, size)
-    results = results.reshape(len(gathered), num_planes, size).swapaxes(0, 1)  # [R, M, S]
-    results = results.reshape(num_planes, len(gathered) * size)
-    return results, from_bytes(headers[0], jnp.int32)[0]
+    results = results.reshape(len(gathered), num_planes, size)
+    planes = [_contiguous.flat(results[:, i]) for i in range(num_planes)]
+    return planes, from_bytes(headers[0], jnp.int32)[0]
 
 
 def serve(
@@ -192,7 +194,7 @@ def serve(
         header.reshape(num_workers, -1),
         jnp.full((num_workers, 1), is_voting, jnp.uint8),
     ]
-    received = jnp.concatenate(rows, axis=1)  # [M, S + 4 K + 1]
+    received = _contiguous.side_by_side(rows)  # [M, S + 4 K + 1]
     if axis_name is not None:
         received = _scatter(received, axis_name)
     words, header, votes = jnp.split(received, [slices.num_words, received.shape[1] - 1], axis=1)
