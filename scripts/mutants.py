@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The tests of each module, those that fail soonest first.
 TESTS = {
+    "signax/_reductions.py": "reductions sign scales leaving_signs",
     "signax/signs/_sign.py": "sign columns stochastic votes workers_types arguments leaving_signs"
     " types differences sharded_links sharded",
     "signax/signs/_random.py": "random stochastic columns",
@@ -46,6 +47,7 @@ TESTS = {
     " sharded_links sharded",
     "signax/wire/_ballot.py": "votes feedback",
     "signax/wire/_bits.py": "bits votes",
+    "signax/wire/_contiguous.py": "contiguous bits votes",
     "signax/wire/_cost.py": "hlo wire_cost",
     "signax/wire/_hlo.py": "hlo_text hlo wire_cost",
     "signax/wire/_dealing.py": "sharded_wire sharded_links sharded sharded_runs",

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _choices, _network, _scaled, _workers
+from signax import _choices, _network, _reductions, _scaled, _workers
 from signax._shards import _nesting, _whole
 from signax.signs import _sign
 from signax.wire import _server, _slices
@@ -170,7 +170,9 @@ def _side_means(rows: jax.Array) -> jax.Array:
     """Each value as the mean of the values of its row on its side of zero, float32[C, d]."""
     wide = rows.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=1, initial=0.0, keepdims=True)
-    unit = _sign.power_of_two(largest)  # so that no sum leaves float32, at any size of the values
+    unit = _reductions.power_of_two(
+        largest
+    )  # so that no sum leaves float32, at any size of the values
     wide, is_positive = wide * (1.0 / unit), rows >= 0
 
     def mean(side):

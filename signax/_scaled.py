@@ -25,7 +25,7 @@ import optax
 
 from signax import _choices, _coins, _network, _rules, _workers
 from signax._shards import _cut, _nesting, _whole
-from signax.wire import _ballot, _bits, _server, _slices
+from signax.wire import _ballot, _bits, _contiguous, _server, _slices
 
 
 class ScaledVoteState(NamedTuple):
@@ -199,12 +199,12 @@ def _signed(is_positive, scale):
 
 
 def with_voters(*parts):
-    return jnp.concatenate([_server.to_bytes(part) for part in parts])
+    return _contiguous.concatenate([_server.to_bytes(part) for part in parts])
 
 
 def _decode_means(down_dtype, answers, slices, num_words, updates):
     del slices
-    means = _server.from_bytes(answers, down_dtype).reshape(-1, 8)[:num_words]
+    means = _server.from_bytes(_contiguous.flat(answers), down_dtype).reshape(-1, 8)[:num_words]
 
     def decode(planes, size, dtype):
         return planes[0].reshape(-1)[:size].astype(dtype)
@@ -217,7 +217,7 @@ def _decode_signs(answers, slices, num_words, updates):
     scales = _server.from_bytes(scales, jnp.float32)  # [M, K]
     scales = _slices.of_leaves(scales, slices)
     ends = np.cumsum([words.size for words in scales])
-    bits = jnp.split(bits.reshape(-1)[:num_words], ends[:-1])
+    bits = jnp.split(_contiguous.flat(bits)[:num_words], ends[:-1])
 
     def decode(planes, size, dtype):
         is_positive = jnp.unpackbits(planes[0], bitorder="little").reshape(-1, 8) == 1

@@ -21,6 +21,7 @@ ROOMS = (
     "_choices",
     "_workers",
     "_shards",
+    "_reductions",
     "signs",
     "wire",
     "_coins",

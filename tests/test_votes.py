@@ -109,6 +109,21 @@ def test_voters_are_counted_beyond_a_byte(link: str):
         np.testing.assert_array_equal(update, float(num_silent < num_workers))
 
 
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 7, 8, 15])
+@pytest.mark.parametrize("ties", ["random", "zero"])
+def test_every_count_of_any_number_of_workers_is_decoded_to_the_mean(
+    num_workers: int, ties: _rules.Ties
+):
+    """Few counts are looked up and many computed, to the same bits."""
+    most = num_workers if ties == "random" else 2 * num_workers
+    counts = np.arange(most + 1)
+    planes = [signax.pack_bits((counts >> k) & 1) for k in range(most.bit_length())]
+    total = 2 * counts - num_workers if ties == "random" else counts - num_workers
+    decode = jax.jit(_rules.AVERAGE[ties].decode, static_argnums=(1, 3, 4))
+    mean = decode(planes, num_workers, jnp.int32(num_workers), counts.size, jnp.float32)
+    np.testing.assert_array_equal(mean, total.astype(np.float32) / np.float32(num_workers))
+
+
 @pytest.mark.parametrize("num_workers", [1, 7, 41, 1000, 4095])
 def test_a_mean_of_signs_is_rounded_alike_in_every_program(num_workers: int):
     # XLA turns x / scalar into x * (1 / scalar), and 3 * (1 / 7) is not 3 / 7 in float32.

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from signax import _reductions
 from signax.diagnostics import _draws
-from signax.signs import _sign
 
 # R of the stochastic sign, in the order of the rows of `Sums.signal`.
 SCALES = (("l2", "global"), ("l2", "leaf"), ("linf", "global"), ("linf", "leaf"))
@@ -82,7 +82,7 @@ def unit_of(rows: jax.Array, means: jax.Array, tree: _draws.Tree) -> jax.Array:
     of_leaf = tree.per_leaf(jnp.maximum(own, jnp.max(jnp.abs(means), axis=0)), jnp.max)
     shared = tree.spread(of_leaf)
     unit = jnp.where(own > 0, own, jnp.where(shared > 0, shared, 1.0))
-    return _sign.power_of_two(unit)
+    return _reductions.power_of_two(unit)
 
 
 def add(sums: Sums, rows: jax.Array, reference: Reference, tree: _draws.Tree) -> Sums:

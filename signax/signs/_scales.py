@@ -16,16 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signax import _choices, _workers
-from signax._shards import _cut, _whole
+from signax import _choices, _reductions, _workers
+from signax._shards import _whole
 from signax.signs import _sign
 
 Norm = Literal["l2", "linf"]
 Scope = Literal["global", "leaf"]
-
-# XLA evaluates a producer once for each lane, and fuses none that it would evaluate more than 15
-# times (kAllowedCodeDuplication in its fusion_node_indexing_evaluation.cc).
-_NUM_LANES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,11 +239,11 @@ def norm_of(leaves: Sequence[jax.Array], norm: Norm) -> Norms:
     """One norm of several arrays; its mantissa is NaN or infinite if a coordinate is."""
     wide = [leaf.astype(jnp.float32) for leaf in leaves]
     if norm == "linf":
-        return normalized(_largest(wide))
-    lanes, rest = _in_lanes(wide)
+        return normalized(_reductions.largest(wide))
+    lanes, rest = _reductions.in_lanes(wide)
     means = [*map(_root_mean_square, lanes), rest]
     weights = [*map(len, lanes), 1]
-    unit = normalized(_largest(means)).unit
+    unit = normalized(_reductions.largest(means)).unit
     squares = [w * jnp.sum((x * (1.0 / unit)) ** 2) for x, w in zip(means, weights, strict=True)]
     return Norms(jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32))), unit)
 
@@ -256,41 +252,12 @@ def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:
     """Of the lanes laid upon each other, at each place, whatever their magnitudes."""
     if len(lanes) == 1:
         return jnp.abs(lanes[0])
-    unit = _sign.power_of_two(functools.reduce(jnp.maximum, map(jnp.abs, lanes)))
+    unit = _reductions.power_of_two(functools.reduce(jnp.maximum, map(jnp.abs, lanes)))
     squares = [(lane * (1.0 / unit)) ** 2 for lane in lanes]
     return jnp.sqrt(functools.reduce(jnp.add, squares) / len(lanes)) * unit
 
 
-def _largest(arrays: Sequence[jax.Array]) -> jax.Array:
-    """The largest magnitude of all, NaN if one is.
-
-    Magnitudes have the order of their bits as integers, and NaN is above all: XLA's maximum of
-    floats loses a NaN in a long array.
-    """
-    lanes, rest = _in_lanes([jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32) for x in arrays])
-    laid = [*(functools.reduce(jnp.maximum, own) for own in lanes), rest]
-    largest = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in laid]))
-    return jax.lax.bitcast_convert_type(largest, jnp.float32)
-
-
-def _in_lanes(arrays: Sequence[jax.Array]) -> tuple[list[list[jax.Array]], jax.Array]:
-    """Each array as eight lanes of one length, and the few coordinates of all that are left over.
-
-    What lays lanes upon each other is one pass, into which XLA fuses whatever produces the array.
-    Before its own reduction to a scalar it would write that out, as large as the model.
-    """
-    lanes, rest = [], []
-    for x in arrays:
-        if _cut.is_left_to_the_compiler(x):  # to cut it into lanes would gather it
-            lanes.append([x])
-            continue
-        x, size = x.reshape(-1), x.size // _NUM_LANES
-        lanes.append([x[i * size : (i + 1) * size] for i in range(_NUM_LANES)])
-        rest.append(x[_NUM_LANES * size :])
-    return lanes, jnp.concatenate(rest) if rest else jnp.zeros(0, arrays[0].dtype)
-
-
 def normalized(r: jax.Array) -> Norms:
     """A float as mantissa * unit with 1 <= mantissa < 4 and a unit whose inverse is a float32."""
-    unit = _sign.power_of_two(r)
+    unit = _reductions.power_of_two(r)
     return Norms(r / unit, unit)

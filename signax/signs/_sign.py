@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _choices, _workers
+from signax import _choices, _reductions, _workers
 from signax._shards import _cut, _nesting, _whole
 from signax.signs import _random
 
@@ -65,7 +65,7 @@ def scaled_sign(g: jax.Array) -> jax.Array:
     """
     g = jnp.asarray(g)
     require_real(g, "scaled_sign")
-    scaled = jnp.sign(g) * mean_magnitude([g]).astype(g.dtype)
+    scaled = jnp.sign(g) * _reductions.mean_magnitude([g]).astype(g.dtype)
     return jnp.where(all_finite(g), scaled, jnp.nan)
 
 
@@ -145,7 +145,7 @@ def signs_and_scales(
         means = _means_of_shards(leaves, shards, scope)
     else:
         groups = [leaves] if scope == "global" else [[leaf] for leaf in leaves]
-        means = jnp.array([mean_magnitude(group) for group in groups])
+        means = jnp.array([_reductions.mean_magnitude(group) for group in groups])
     if is_shared and axis_name is not None:
         means = _mean_over_finite(means, is_finite, axis_name)
     scales = [means[0 if scope == "global" else i].astype(g.dtype) for i, g in enumerate(leaves)]
@@ -174,21 +174,15 @@ def _mean_over_finite(values: jax.Array, is_finite: jax.Array, axis_name: Any) -
     return total[:-1] * (_workers.num_workers(axis_name) / jnp.maximum(total[-1], 1.0))
 
 
-def mean_magnitude(leaves: Sequence[jax.Array]) -> jax.Array:
-    """The mean of |g| over all coordinates in float32, 0 if there are none: at any size of g."""
-    wide = [jnp.abs(leaf.astype(jnp.float32)) for leaf in leaves]
-    unit = power_of_two(jnp.max(jnp.array([jnp.max(x, initial=0.0) for x in wide]), initial=0.0))
-    total = sum((jnp.sum(x * (1.0 / unit)) for x in wide), start=jnp.zeros((), jnp.float32))
-    return total / max(sum(x.size for x in wide), 1) * unit
-
-
 def _means_of_shards(
     leaves: Sequence[jax.Array], shards: Sequence[_whole.Shard], scope: Scope
 ) -> jax.Array:
     """The mean of |g| over the whole leaves of which these are shards: float32[L], or [1]."""
     wide = [jnp.abs(leaf.astype(jnp.float32)) for leaf in leaves]
     largest = _whole.largest(jnp.array([jnp.max(x, initial=0.0) for x in wide]))
-    units = power_of_two(jnp.max(largest, keepdims=True) if scope == "global" else largest)
+    units = _reductions.power_of_two(
+        jnp.max(largest, keepdims=True) if scope == "global" else largest
+    )
     unit_of = [units[0 if scope == "global" else i] for i in range(len(leaves))]
     sums = jnp.array([jnp.sum(x * (1.0 / unit)) for x, unit in zip(wide, unit_of, strict=True)])
     total = _whole.totals(sums, shards)
@@ -196,12 +190,6 @@ def _means_of_shards(
     if scope == "global":
         return jnp.sum(total, keepdims=True) / max(sum(sizes), 1) * units
     return total / jnp.array([float(max(size, 1)) for size in sizes]) * units
-
-
-def power_of_two(r: jax.Array) -> jax.Array:
-    """The power of two below r, kept where its inverse too is a normal float32."""
-    exponent = jax.lax.bitcast_convert_type(r, jnp.int32) & 0x7F800000
-    return jnp.clip(jax.lax.bitcast_convert_type(exponent, jnp.float32), 2.0**-126, 2.0**126)
 
 
 def require_real(updates: Any, link: str) -> None:

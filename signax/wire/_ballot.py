@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from signax import _reductions
 from signax.wire import _bits
 
 
@@ -43,9 +44,8 @@ def pack_scaled(updates: Any) -> ScaledBallot:
     """The bits of all leaves in one buffer, and one scale for each leaf."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
     bits = _bits.pack_masks([leaf > 0 for leaf in leaves])
-    largest = [jnp.max(jnp.abs(leaf.astype(jnp.float32)), initial=0.0) for leaf in leaves]
-    is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-    return ScaledBallot(bits, jnp.array(largest), is_finite)
+    scales = jnp.stack([_reductions.largest([leaf.astype(jnp.float32)]) for leaf in leaves])
+    return ScaledBallot(bits, scales, jnp.all(jnp.isfinite(scales)))
 
 
 def unpack(

@@ -6,6 +6,7 @@ is found, and left out where none is.
 """
 
 import ctypes
+import os
 import shutil
 import subprocess
 import tempfile
@@ -70,6 +71,8 @@ def _compiled() -> Callable[..., None] | None:
         done = subprocess.run(command, input=_SOURCE, capture_output=True, text=True, check=False)
         if done.returncode:
             return None
+        # Threads that spin after the loop would take the cores from whoever is measured next.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         # Once loaded, the library needs its file no more.
         pack = ctypes.CDLL(str(library)).pack_signs
     pack.argtypes, pack.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t), None
