@@ -17,7 +17,7 @@ pytestmark = pytest.mark.machine_code
 
 RNG = np.random.default_rng(0)
 SMALL = _contiguous._SMALL
-LONG = 3 * SMALL + 5  # bytes of a buffer that is copied
+LONG = 3 * SMALL + 5  # words of a buffer that is copied
 
 
 def some_bytes(*shape: int) -> jax.Array:

@@ -16,19 +16,24 @@ import jax.numpy as jnp
 
 _PIECES = 9  # the fewest that XLA copies
 _ALIGNED = 64  # elements: a piece starts where vectors are loaded fastest
-_SMALL = 16 * 1024  # bytes: below, branches cost less than the copies' kernels
+_SMALL = 16 * 1024  # elements: below, branches cost less than the copies' kernels
 _MOST_ROWS = 64  # more are left to XLA: a program as long as the workers are many compiles for ever
+
+
+def longest_piece(size: int) -> int:
+    """How long a piece of a buffer of so many elements may be that `concatenate` does not cut."""
+    return size if size < _SMALL else size // _PIECES // _ALIGNED * _ALIGNED
 
 
 def concatenate(pieces: Sequence[jax.Array]) -> jax.Array:
     """`jnp.concatenate` of vectors."""
     size = sum(piece.size for piece in pieces)
-    if size * pieces[0].dtype.itemsize < _SMALL:
+    if size < _SMALL:
         return jnp.concatenate(pieces)
-    length = max(1, size // _PIECES // _ALIGNED) * _ALIGNED
-    pieces = jax.lax.optimization_barrier(list(pieces))  # else slices move into what made them
-    parts = [x[i : i + length] for x in pieces for i in range(0, x.size, length)]
-    # The barriers keep XLA from joining neighbours again.
+    longest = longest_piece(size)
+    # The barriers keep XLA from moving slices into what made them, and from joining neighbours.
+    pieces = jax.lax.optimization_barrier(list(pieces))
+    parts = [x[i : i + longest] for x in pieces for i in range(0, x.size, longest)]
     return jax.lax.optimization_barrier(jnp.concatenate(jax.lax.optimization_barrier(parts)))
 
 

@@ -71,8 +71,9 @@ def _compiled() -> Callable[..., None] | None:
         done = subprocess.run(command, input=_SOURCE, capture_output=True, text=True, check=False)
         if done.returncode:
             return None
-        # Threads that spin after the loop would take the cores from whoever is measured next.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # Its threads spin for a fraction of a millisecond, enough for each other at the end of the
+        # loop; GNU's milliseconds would take the cores from whoever is measured next.
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         # Once loaded, the library needs its file no more.
         pack = ctypes.CDLL(str(library)).pack_signs
     pack.argtypes, pack.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t), None
