@@ -101,8 +101,8 @@ def pack_leaves(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """`pack_signs` of several arrays in one buffer, each of which starts at a word of its own.
 
     One pass: whatever produces a leaf is fused and evaluated once per coordinate. The two bits
-    share a uint16 until eight coordinates are one word and all words lie end to end; then its bytes
-    part.
+    share a uint32 while eight coordinates become one word (XLA adds wide ones faster), and a uint16
+    until all words lie end to end; then its bytes part.
     """
     longest = _contiguous.longest_piece(_num_words(leaves))
     pieces = [piece for leaf in leaves for piece in _pack(_sign_codes(leaf), longest)]

@@ -97,13 +97,13 @@ def tally(
     """
     packed = functools.partial(_packed, trits=trits_of(wire, planes, signs_down))
     exchange = {"packed": packed, "ternary": packed, "lanes": _lanes, "float32": _float32}
-    # Without the barriers XLA recomputes whatever produced the bits: once per slice of the
-    # exchange, or with one worker once per coordinate where the words are unpacked.
+    # Without the barrier XLA recomputes whatever produced the bits once per slice of the exchange.
     planes = jax.lax.optimization_barrier(tuple(planes))
     if axis_name is None:
         counts = _bits.count_planes(jnp.stack(planes))
         voters = is_voting.astype(jnp.int32)
         decided = decide(counts, voters, 0)
+        # Copied, or they would be decided again, coins and all, for each coordinate of a word.
         return [_contiguous.concatenate([plane]) for plane in decided], voters
     return exchange[in_use(wire)](planes, is_voting, decide, axis_name)
 
