@@ -290,3 +290,13 @@ def test_a_method_of_ones_own_is_a_contestant(tmp_path: Path):
     assert {*chosen} == {"float32 pmean", "mine:vote"}
     with pytest.raises(UsageError, match="mine:vote"):
         steps.require_known(("mine:votes",))
+
+
+def test_a_contestant_may_keep_memory_that_lies_in_slices_on_the_workers(tmp_path: Path):
+    """Its state can be made only where the axis is bound."""
+    method = "signax:double_squeeze"
+    small = ("--parameters=20000", "--leaves=4", f"--workdir={tmp_path}")
+    bench("--parts=steps", "--quick", "--seconds=0.1", f"--only={method}", *small)
+    groups = json.loads((tmp_path / "bench.json").read_text())["groups"]
+    assert len(groups) == 2  # whole steps, and exchanges alone
+    assert all(method in [row["name"] for row in group["rows"]] for group in groups)

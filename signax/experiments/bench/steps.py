@@ -143,21 +143,24 @@ class _Exchange:
     """
 
     def __init__(self, link: Link, mesh: Mesh, gradients: Any):
-        def update(state, gradients):
-            own = jax.tree.map(lambda g: g[0], gradients)
-            updates, _ = link.update(own, state, own)
-            return jax.tree.map(lambda u: u[None], updates)
+        def of_each_worker(fn, **options):
+            own = lambda rows: jax.tree.map(lambda x: x[0], rows)  # noqa: E731
 
-        everywhere, rows = PartitionSpec(), PartitionSpec(AXIS_NAME)
-        shapes = jax.tree.map(lambda g: jax.ShapeDtypeStruct(g.shape[1:], g.dtype), gradients)
-        like = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-        state = jax.tree.map(np.asarray, link.init(like))
-        self._state = state
-        mapped = jax.shard_map(
-            update, mesh=mesh, in_specs=(everywhere, rows), out_specs=rows, check_vma=False
-        )
-        jitted = jax.jit(mapped, donate_argnums=1)
-        self.compiled = jitted.lower(state, gradients).compile()
+            def on_rows(*args):
+                return jax.tree.map(lambda x: x[None], fn(*map(own, args)))
+
+            rows = PartitionSpec(AXIS_NAME)
+            mapped = jax.shard_map(
+                on_rows, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+            )
+            return jax.jit(mapped, **options)
+
+        def update(state, gradient):
+            return link.update(gradient, state, gradient)[0]
+
+        self._state = of_each_worker(link.init)(gradients)  # some need to know the axis
+        lowered = of_each_worker(update, donate_argnums=1).lower(self._state, gradients)
+        self.compiled = lowered.compile()
         self._gradients = jax.tree.map(jnp.copy, gradients)
 
     def __call__(self) -> Any:
