@@ -11,8 +11,8 @@ from signax.wire import _bits, _contiguous
 pytestmark = pytest.mark.machine_code
 
 RNG = np.random.default_rng(0)
-# Long arrays are packed by rows, and what is left of the last row like a short one; longer ones in
-# several pieces.
+# Long arrays are packed by rows, and what is left of the last row like a short one; the words of
+# longer ones are copied.
 LONG = [_bits._SMALL - 1, _bits._SMALL, _bits._SMALL + 3 * 8 * _bits._ROW + 13]
 LONG += [8 * _contiguous._SMALL + 3 * 8 * _bits._ROW + 13]
 

@@ -92,9 +92,8 @@ def pack_signs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def pack_masks(masks: Sequence[jax.Array]) -> jax.Array:
     """Several boolean arrays in one buffer, each of which starts at a word of its own."""
-    longest = _contiguous.longest_piece(_num_words(masks))
     codes = [jnp.ravel(mask).astype(jnp.uint8) for mask in masks]
-    return _contiguous.concatenate([piece for x in codes for piece in _pack(x, longest)])
+    return _contiguous.concatenate([piece for x in codes for piece in _pack(x)])
 
 
 def pack_leaves(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -104,8 +103,7 @@ def pack_leaves(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     share a uint32 while eight coordinates become one word (XLA adds wide ones faster), and a uint16
     until all words lie end to end; then its bytes part.
     """
-    longest = _contiguous.longest_piece(_num_words(leaves))
-    pieces = [piece for leaf in leaves for piece in _pack(_sign_codes(leaf), longest)]
+    pieces = [piece for leaf in leaves for piece in _pack(_sign_codes(leaf))]
     words = _contiguous.concatenate([piece.astype(jnp.uint16) for piece in pieces])
     return words.astype(jnp.uint8), (words >> 8).astype(jnp.uint8)
 
@@ -166,17 +164,16 @@ def _sign_codes(x: jax.Array) -> jax.Array:
     return positive + jnp.where(x >= 0, jnp.uint32(0), jnp.uint32(256))
 
 
-def _num_words(leaves: Sequence[jax.Array]) -> int:
-    return sum(-(-leaf.size // 8) for leaf in leaves)
+def _pack(codes: jax.Array) -> list[jax.Array]:
+    """Eight codes to a word of their dtype, `sum_j codes[8 w + j] << j`, in one or two pieces.
 
-
-def _pack(codes: jax.Array, longest: int) -> list[jax.Array]:
-    """Eight codes to a word of their dtype, `sum_j codes[8 w + j] << j`, in pieces end to end."""
+    No more: what makes the codes, if it is dear, XLA writes out rather than fuse it into each.
+    """
     size = codes.size
     whole = size - size % (8 * _ROW) if size >= _SMALL else 0
-    rows = codes[:whole].reshape(-1, _ROW, 8)
-    most = max(1, longest // _ROW)
-    words = [_join(rows[i : i + most]).reshape(-1) for i in range(0, len(rows), most)]
+    words = []
+    if whole:
+        words.append(_join(codes[:whole].reshape(-1, _ROW, 8)).reshape(-1))
     if whole < size or not size:
         words.append(_join(jnp.pad(codes[whole:], (0, -size % 8)).reshape(-1, 8)))
     return words

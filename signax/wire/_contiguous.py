@@ -20,17 +20,12 @@ _SMALL = 16 * 1024  # elements: below, branches cost less than the copies' kerne
 _MOST_ROWS = 64  # more are left to XLA: a program as long as the workers are many compiles for ever
 
 
-def longest_piece(size: int) -> int:
-    """How long a piece of a buffer of so many elements may be that `concatenate` does not cut."""
-    return size if size < _SMALL else size // _PIECES // _ALIGNED * _ALIGNED
-
-
 def concatenate(pieces: Sequence[jax.Array]) -> jax.Array:
     """`jnp.concatenate` of vectors."""
     size = sum(piece.size for piece in pieces)
     if size < _SMALL:
         return jnp.concatenate(pieces)
-    longest = longest_piece(size)
+    longest = size // _PIECES // _ALIGNED * _ALIGNED
     # The barriers keep XLA from moving slices into what made them, and from joining neighbours.
     pieces = jax.lax.optimization_barrier(list(pieces))
     parts = [x[i : i + longest] for x in pieces for i in range(0, x.size, longest)]
