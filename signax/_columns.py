@@ -170,9 +170,8 @@ def _side_means(rows: jax.Array) -> jax.Array:
     """Each value as the mean of the values of its row on its side of zero, float32[C, d]."""
     wide = rows.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=1, initial=0.0, keepdims=True)
-    unit = _reductions.power_of_two(
-        largest
-    )  # so that no sum leaves float32, at any size of the values
+    # So that no sum leaves float32, at any size of the values.
+    unit = _reductions.power_of_two(largest)
     wide, is_positive = wide * (1.0 / unit), rows >= 0
 
     def mean(side):

@@ -204,7 +204,7 @@ def with_voters(*parts):
 
 def _decode_means(down_dtype, answers, slices, num_words, updates):
     del slices
-    means = _server.from_bytes(_contiguous.flat(answers), down_dtype).reshape(-1, 8)[:num_words]
+    means = _server.from_bytes(answers, down_dtype).reshape(-1, 8)[:num_words]
 
     def decode(planes, size, dtype):
         return planes[0].reshape(-1)[:size].astype(dtype)
