@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import optax
 
 
-def temporary_share(tx: optax.GradientTransformation) -> float:
+def temporary_share(
+    tx: optax.GradientTransformation, shape: tuple[int, ...] = (300, 1024)
+) -> float:
     """Bytes that a donated step needs beside parameters, state and gradient, per byte of model."""
-    params = {name: jnp.zeros((300, 1024)) for name in "abc"}
+    params = {name: jnp.zeros(shape) for name in "abc"}
 
     def step(params, state, gradient):
         updates, state = tx.update(gradient, state, params)

@@ -175,11 +175,14 @@ def test_there_is_one_running_maximum_for_each_scale():
 SCALES = [signax.Scale(norm, scope) for norm in NORMS for scope in ("global", "leaf", 256)]
 
 
-@pytest.mark.parametrize("scale", daily(SCALES, SCALES[:1] + SCALES[4:5]), ids=str)
+@pytest.mark.parametrize("scale", daily(SCALES, SCALES[:1] + SCALES[4:]), ids=str)
 def test_a_workers_step_writes_nothing_as_large_as_the_model(scale: signax.Scale):
     """XLA fuses the momentum, marked if the worker abstains, into the norm: no copy of it."""
-    # An eighth for the lanes laid upon each other, three sixteenths for two bits and their planes.
-    assert temporary_share(signax.ssdm(1e-3, axis_name=None, scale=scale)) < 1 / 2
+    tx = signax.ssdm(1e-3, axis_name=None, scale=scale)
+    for shape in ((300, 1024), (301, 1021)):  # whole blocks, and a short one at the end
+        # An eighth for the lanes laid upon each other, three sixteenths for two bits and their
+        # planes.
+        assert temporary_share(tx, shape) < 1 / 2
 
 
 def test_a_scale_is_a_value_that_can_be_compared_and_replaced():

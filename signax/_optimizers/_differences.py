@@ -197,10 +197,11 @@ def diana(
     _require_rate(alpha)
     _stochastic.require_scale(scale, "diana")
     is_shared = not isinstance(scale, _scales.Scale) or scale.shared
-    if isinstance(scale, _scales.Scale) and not is_shared and isinstance(scale.scope, int):
+    block = _scales.block_of(scale)
+    if not is_shared and block is not None:
         raise ValueError(
             "signax.diana: own scales travel one for each leaf, and"
-            f" Scale(scope={scale.scope}) has one for each block of {scale.scope} coordinates. Use"
+            f" Scale(scope={block}) has one for each block of {block} coordinates. Use"
             ' scope="leaf" or scope="global", or shared=True.'
         )
     say = functools.partial(_stochastic.signs_and_scales, axis_name=axis_name, scale=scale)

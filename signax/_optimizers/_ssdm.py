@@ -90,10 +90,11 @@ def ssdm(
     """
     _memory.require_decay(beta, "ssdm", "beta")
     _choices.require(sign, Sign, "ssdm", "sign")
-    if rescale and isinstance(scale, _scales.Scale) and isinstance(scale.scope, int):
+    block = _scales.block_of(scale)
+    if rescale and block is not None:
         raise ValueError(
             "signax.ssdm: rescale=True sends one scale for each leaf, and"
-            f" Scale(scope={scale.scope}) has one for each block of {scale.scope} coordinates. Use"
+            f" Scale(scope={block}) has one for each block of {block} coordinates. Use"
             ' scope="leaf", or scope="global".'
         )
     if rescale and (sign == "deterministic" or wire != "packed"):

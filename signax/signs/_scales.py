@@ -101,8 +101,8 @@ class Scale:
 class Norms(NamedTuple):
     """mantissa * unit, the unit a power of two: 1e-30 and 3e38 keep all their bits."""
 
-    mantissa: jax.Array  # float32[] or float32[d]
-    unit: jax.Array  # float32[] or float32[d]
+    mantissa: jax.Array  # float32[] or float32[number of blocks]
+    unit: jax.Array  # the same
 
 
 class Scales(NamedTuple):
@@ -140,11 +140,21 @@ def find(
         largest = found if scale.running else None
     if scale.scope == "global":
         norms = norms * len(leaves)
-    elif isinstance(scale.scope, int):
-        norms = [
-            _of_coordinates(n, scale.scope, g.size) for n, g in zip(norms, leaves, strict=True)
-        ]
     return Scales(norms, is_finite, largest)
+
+
+def block_of(scale: Scale | float) -> int | None:
+    """How many coordinates in a row share one R; None where all of a leaf do."""
+    if isinstance(scale, Scale) and isinstance(scale.scope, int):
+        return scale.scope
+    return None
+
+
+def at_coordinates(x: jax.Array, block: int | None, size: int) -> jax.Array:
+    """What belongs to each R of a leaf, at each coordinate: float32[size], or [] for one R."""
+    if block is None:
+        return x
+    return jnp.broadcast_to(x[:, None], (x.size, block)).reshape(-1)[:size]
 
 
 def num_scales(leaves: Sequence[jax.Array], scale: Scale) -> int:
@@ -197,8 +207,14 @@ def _as_norms(found: jax.Array, norms: Sequence[Norms]) -> list[Norms]:
 
 def _block_norms(leaf: jax.Array, norm: Norm, block: int) -> Norms:
     """One norm for each block of coordinates, float32[ceil(d / block)]."""
-    rows = jnp.pad(leaf.reshape(-1), (0, -leaf.size % block)).reshape(-1, block)
-    return jax.vmap(lambda row: norm_of([row], norm))(rows)
+    g, whole = leaf.reshape(-1), leaf.size - leaf.size % block
+    if block == 1:  # a coordinate is its own norm, for which XLA would reduce over nothing
+        return normalized(jnp.abs(g.astype(jnp.float32)))
+    rows = [g[:whole].reshape(-1, block)]
+    if whole < g.size:  # apart, for a whole leaf that is padded XLA writes out
+        rows.append(jnp.pad(g[whole:], (0, -g.size % block)).reshape(1, block))
+    norms = [jax.vmap(lambda row: norm_of([row], norm))(some) for some in rows]
+    return Norms(*map(jnp.concatenate, zip(*norms, strict=True)))
 
 
 def _norms_of_shards(
@@ -228,11 +244,6 @@ def _norms_of_shards(
             squares = jnp.sum(squares, keepdims=True)
         norms = Norms(jnp.sqrt(squares), norms.unit)
     return [Norms(norms.mantissa[i], norms.unit[i]) for i in range(norms.unit.size)]
-
-
-def _of_coordinates(norms: Norms, block: int, size: int) -> Norms:
-    """Each block's norm at each of its coordinates, float32[d]."""
-    return Norms(*(jnp.repeat(x, block)[:size] for x in norms))
 
 
 def norm_of(leaves: Sequence[jax.Array], norm: Norm) -> Norms:

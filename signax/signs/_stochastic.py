@@ -79,7 +79,7 @@ def stochastic_sign(
     is_finite = jnp.isfinite(norm.mantissa)
     if scale is not None:
         is_finite &= _sign.all_finite(g)
-    return _draw(_random.key_words(key), g, norm, is_finite, norm.mantissa > 0)
+    return _draw(_random.key_words(key), g, norm, None, is_finite, norm.mantissa > 0)
 
 
 def scale_by_stochastic_sign(
@@ -179,6 +179,7 @@ def signs_and_scales(
     paths = [jax.tree_util.keystr(path) for path, _ in paths_and_leaves]
     leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
     shards = _whole.shards_of(updates)
+    block = _scales.block_of(scale)
     norms, is_finite, largest = _scales.find(
         leaves, scale, state.largest, axis_name, state.count, shards
     )
@@ -188,30 +189,36 @@ def signs_and_scales(
     leaf_words = _random.leaf_words(words, paths)
     shards = shards or [None] * len(leaves)
     signs = [
-        _draw(leaf_words[i], leaf, norms[i], is_finite, has_scale, shards[i])
+        _draw(leaf_words[i], leaf, norms[i], block, is_finite, has_scale, shards[i])
         for i, leaf in enumerate(leaves)
     ]
-    scales = [_in_shape(_scales.value(norm), g) for norm, g in zip(norms, leaves, strict=True)]
+    scales = [
+        _in_shape(_scales.value(norm), block, g) for norm, g in zip(norms, leaves, strict=True)
+    ]
     # The count is only an address: it may wrap after 2^32 steps.
     state = state._replace(count=state.count + 1, largest=largest)
     return treedef.unflatten(signs), treedef.unflatten(scales), state
 
 
-def _in_shape(scale: jax.Array, g: jax.Array) -> jax.Array:
-    return scale.reshape(g.shape) if scale.ndim else scale  # one for each coordinate, or one
+def _in_shape(r: jax.Array, block: int | None, g: jax.Array) -> jax.Array:
+    """R of a leaf, or in blocks that of each coordinate."""
+    return r if block is None else _scales.at_coordinates(r, block, g.size).reshape(g.shape)
 
 
 def _draw(
     words: jax.Array,
     g: jax.Array,
     norm: _scales.Norms,
+    block: int | None,
     is_finite: jax.Array,
     has_scale: jax.Array,
     shard: _whole.Shard | None = None,
 ) -> jax.Array:
     """One sign per coordinate, whose mean is g / R."""
     mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)  # a leaf of zeros: fair coins
-    x = g.reshape(-1).astype(jnp.float32) * (1.0 / norm.unit) * (2.0**31 / mantissa)
+    x = g.reshape(-1).astype(jnp.float32)
+    for factor in (1.0 / norm.unit, 2.0**31 / mantissa):
+        x = x * _scales.at_coordinates(factor, block, g.size)
     sign = sign_of_mean(words, x, _whole.positions(g, shard)).reshape(g.shape)
     sign = jnp.where(is_finite, jnp.where(has_scale, sign, 0.0), jnp.nan)
     return sign.astype(g.dtype)
