@@ -396,7 +396,7 @@ ELSEWHERE = {
     "d no multiple of 8 M; ties at even M; 1e-30 and 3e38": "votes::votes_equal_the_reference_on_"
     "all_wires_replicas_and_mappings",
     "probabilities down to 1e-8": "stochastic::a_small_probability_keeps_its_signal",
-    "1e-30, 1e30 and 3e38": "stochastic::the_law_does_not_depend_on_the_unit_of_the_gradient",
+    "1e-30, 1e30 and 3e38": "stochastic_link::the_law_does_not_depend_on_the_unit_of_the_gradient",
     "M = 127, 128, 256": "votes::no_count_wraps_at_any_number_of_workers",
     "donation of params and state": "training::donation_leaves_the_users_parameters_alive_and_init_"
     "may_run_twice",

@@ -10,6 +10,7 @@ import pytest
 
 import reference_family
 import signax
+from chance import Z
 from daily import daily
 from workers import WORKERS, Mapped, map_workers, worker_mesh
 
@@ -30,8 +31,7 @@ def test_a_bad_value_spoils_the_whole_scaled_or_noisy_tree(bad: float):
 
 NUM_STEPS = 20
 
-# z-test as in test_stochastic.py: P(|N| > 6.5) = 8e-11.
-Z, NUM_DRAWS = 6.5, 200_000
+NUM_DRAWS = 200_000
 
 
 def assert_mean(draws: np.ndarray, mean: float, deviation: float):

@@ -1,7 +1,6 @@
 """The scaled sign, its mean magnitude, its coins, and what all signs ask of a leaf."""
 
 import itertools
-import math
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import signax
+from chance import assert_independent, assert_mean
 from cut_model import HOSTS, SPECS, mesh_of, targets
 from daily import daily
 from signax.signs import _sign
@@ -85,8 +85,7 @@ def test_a_zero_says_a_coin_that_only_its_address_decides():
     np.testing.assert_array_equal(beside[0], first)
 
 
-# z-test as in test_stochastic.py: P(|N| > 6.5) = 8e-11.
-Z, NUM_DRAWS = 6.5, 200_000
+NUM_DRAWS = 200_000
 
 
 def test_a_zero_coordinate_of_a_scaled_sign_is_a_fair_coin_of_each_worker_and_step():
@@ -101,9 +100,8 @@ def test_a_zero_coordinate_of_a_scaled_sign_is_a_fair_coin_of_each_worker_and_st
     (a, b), (c, _) = map_workers("vmap", two_steps, 2)(jnp.stack([g, g]))
     draws = [np.asarray(x)[1:] for x in (a, b, c)]
     for i in range(3):
-        assert set(np.unique(draws[i])) == {-1.0, 1.0}
-        for x in (draws[i], draws[i] * draws[i - 1]):  # fair, and independent of the next
-            assert abs(x.mean(dtype=np.float64)) * math.sqrt(x.size) < Z
+        assert_mean(draws[i], 0.0)
+        assert_independent(draws[i], draws[i - 1])
 
 
 def test_the_scaled_sign_of_a_worker_has_its_own_magnitude():
