@@ -1,0 +1,169 @@
+"""The folder of a run: what it holds, how a stopped run goes on, and what it refuses."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from daily import thorough
+from short_run import SHORT, rows_of, short_config
+from signax.experiments import cli
+from signax.experiments.checkpoint import Checkpoints
+from signax.experiments.default_config import Config
+from signax.experiments.errors import DriftError
+from signax.experiments.experiment import make_experiment
+from signax.experiments.train import _Run, train
+from signax.experiments.workdir import Workdir
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
+
+def ssdm_config() -> Config:
+    """Four workers with momentum of their own and coins to toss: much that a resume may lose."""
+    return short_config(num_workers=4, optimizer={"name": "ssdm"})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that never stopped. Tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(ssdm_config(), folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, as `run` in the current folder."""
+    return shutil.copytree(finished, tmp_path / "run").relative_to(tmp_path)
+
+
+def test_a_run_leaves_metrics_curves_result_and_checkpoint(finished: Path):
+    rows = rows_of(finished)
+    assert [row["step"] for row in rows] == [10, 20, 25]
+    named = {"loss", "accuracy", "test_accuracy", "num_abstained", "megabytes_sent", "epoch"}
+    assert named <= {*rows[-1]}
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((finished / "result.json").read_text())["is_finished"]
+    assert Checkpoints(finished).latest_step == 25
+
+
+@thorough
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(finished: Path):
+    seen = []
+
+    def stop(step: int, row: dict[str, float]) -> None:
+        seen.append((step, row["step"]))
+        signal.raise_signal(signal.SIGINT)
+
+    stopped = train(ssdm_config(), Path("run"), on_metrics=stop)
+    assert seen == [(10, 10)]
+    assert (stopped.step, stopped.is_finished) == (10, False)
+    resumed = train(ssdm_config(), Path("run"), resume=True)
+    assert (resumed.step, resumed.is_finished) == (25, True)
+    assert rows_of(Path("run")) == rows_of(finished)
+    like = make_experiment(ssdm_config()).first_state()
+    states = [Checkpoints(folder).restore(like) for folder in (Path("run"), finished)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+@thorough
+def test_a_run_goes_on_with_another_number_of_workers_if_asked():
+    def stop(step: int, row: dict[str, float]) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    assert train(ssdm_config(), Path("run"), on_metrics=stop).step == 10
+    fewer = short_config(num_workers=2, optimizer={"name": "ssdm"})
+    resumed = train(fewer, Path("run"), resume=True, change_num_workers="mean")
+    assert (resumed.step, resumed.num_workers, resumed.is_finished) == (25, 2, True)
+    assert json.loads(Path("run/run.json").read_text())["num_workers"] == 2
+
+
+def test_a_run_whose_workers_drift_apart_names_the_leaf_and_the_last_checkpoint():
+    experiment = make_experiment(short_config(num_workers=2))
+    folder = Workdir(Path("run"), {}, 2, resume=False, overwrite=False)
+    state = experiment.first_state()
+    checkpoints = Checkpoints(folder.path)
+    run = _Run(experiment, folder, checkpoints, state, 1, None)
+    run._check_sync()
+    leaves, treedef = jax.tree.flatten(state.params)
+    rows = [np.asarray(leaves[0]).copy() for _ in range(2)]
+    rows[1].flat[0] = np.nextafter(rows[1].flat[0], np.float32(9))  # one ulp, on one worker
+    buffers = [jax.device_put(r, d) for r, d in zip(rows, run.experiment.mesh.devices, strict=True)]
+    leaves[0] = jax.make_array_from_single_device_arrays(
+        leaves[0].shape, leaves[0].sharding, buffers
+    )
+    run.state = state._replace(params=treedef.unflatten(leaves))
+    path, _ = jax.tree_util.tree_leaves_with_path(state.params)[0]
+    with pytest.raises(DriftError, match="at step 0 the workers no longer hold the same") as caught:
+        run._check_sync()
+    assert jax.tree_util.keystr(path) in str(caught.value)
+    checkpoints.close()
+
+
+@thorough
+def test_rows_after_the_last_checkpoint_are_written_again_not_twice(run: Path):
+    rows = rows_of(run)
+    with (run / "metrics.jsonl").open("a") as file:  # as if killed before the next checkpoint
+        file.write(json.dumps({**rows[-1], "step": 40}) + "\n")
+    train(ssdm_config(), run, resume=True)
+    assert rows_of(run) == rows
+
+
+@thorough
+def test_sigint_ends_with_a_checkpoint_and_the_command_that_goes_on():
+    command = [sys.executable, "-m", "signax.experiments.cli", "train", "--config.num_steps=100000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            _wait_for(lambda: Path("runs").glob("*/metrics.jsonl"), seconds=180)
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "signax train --config.num_steps=100000 --resume" in stderr
+    assert "Traceback" not in stderr
+    (workdir,) = Path("runs").iterdir()
+    assert Checkpoints(workdir).latest_step == rows_of(workdir)[-1]["step"] > 0
+
+
+def _wait_for(paths: Callable[[], Iterable[Path]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not any(path.stat().st_size for path in paths()):
+        assert time.monotonic() < end, "the run wrote nothing"
+        time.sleep(0.1)
+
+
+@thorough
+def test_a_run_is_not_written_over_unasked(run: Path, capsys: pytest.CaptureFixture):
+    before = (run / "metrics.jsonl").read_bytes()
+    assert cli.main(["train", *SHORT, "--workdir=run"]) == 2
+    assert "--resume continues it, --overwrite starts it again" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+    (run / "notes.txt").write_text("mine")
+    assert cli.main(["train", *SHORT, "--workdir=run", "--overwrite"]) == 0
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+RESUME = ("train", *SHORT, "--workdir=run", "--resume", "--config.optimizer.name=ssdm")
+
+
+@pytest.mark.usefixtures("run")
+def test_a_checkpoint_of_another_number_of_workers_is_refused(capsys: pytest.CaptureFixture):
+    assert cli.main([*RESUME, "--config.num_workers=8"]) == 2
+    assert "memory of 4 workers" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("run")
+def test_a_resumed_run_names_the_field_that_differs(capsys: pytest.CaptureFixture):
+    assert cli.main([*RESUME, "--config.num_workers=4", "--config.optimizer.beta=0.5"]) == 2
+    assert "config.optimizer.beta=None and this one 0.5" in capsys.readouterr().err
