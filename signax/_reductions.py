@@ -17,6 +17,8 @@ from signax._shards import _cut
 # XLA evaluates a producer once for each lane, and fuses none that it would evaluate more than 15
 # times (kAllowedCodeDuplication in its fusion_node_indexing_evaluation.cc).
 _NUM_LANES = 8
+_INFINITY = 0x7F800000  # the bits of an exponent: 2^e has the bits (e + 127) << 23
+_SMALLEST, _LARGEST = 1 << 23, 253 << 23  # 2^-126 and 2^126
 
 
 def in_lanes(arrays: Sequence[jax.Array]) -> tuple[list[list[jax.Array]], jax.Array]:
@@ -37,15 +39,10 @@ def in_lanes(arrays: Sequence[jax.Array]) -> tuple[list[list[jax.Array]], jax.Ar
 
 
 def largest(arrays: Sequence[jax.Array]) -> jax.Array:
-    """The largest magnitude of all float32 arrays, 0 if there is none, NaN if one is.
-
-    Magnitudes have the order of their bits as integers, and NaN is above all: XLA's maximum of
-    floats loses a NaN in a long array.
-    """
-    lanes, rest = in_lanes([jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32) for x in arrays])
+    """The largest magnitude of all float32 arrays, 0 if there is none, NaN if one is."""
+    lanes, rest = in_lanes([_magnitude_bits(x) for x in arrays])
     laid = [*(functools.reduce(jnp.maximum, own) for own in lanes), rest]
-    found = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in laid]))
-    return jax.lax.bitcast_convert_type(found, jnp.float32)
+    return _float_of(jnp.max(jnp.stack([jnp.max(x, initial=0) for x in laid])))
 
 
 def mean_magnitude(leaves: Sequence[jax.Array]) -> jax.Array:
@@ -60,15 +57,31 @@ def mean_magnitude(leaves: Sequence[jax.Array]) -> jax.Array:
 
 def power_of_two(r: jax.Array) -> jax.Array:
     """The power of two below r, kept where its inverse too is a normal float32."""
-    exponent = jax.lax.bitcast_convert_type(r, jnp.int32) & 0x7F800000
-    return jnp.clip(jax.lax.bitcast_convert_type(exponent, jnp.float32), 2.0**-126, 2.0**126)
+    return _float_of(jnp.clip(_magnitude_bits(r) & _INFINITY, _SMALLEST, _LARGEST))
+
+
+def in_common_unit(lanes: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    """float32 arrays of one shape over a power of two near the largest at each place, and that."""
+    unit = power_of_two(_float_of(functools.reduce(jnp.maximum, map(_magnitude_bits, lanes))))
+    inverse = _float_of((254 << 23) - _magnitude_bits(unit))  # exact, and cheaper than a division
+    return [lane * inverse for lane in lanes], unit
 
 
 def _mean_of_lanes(lanes: Sequence[jax.Array]) -> jax.Array:
     """The mean magnitude at each place, whatever the lanes' magnitudes."""
-    magnitudes = list(map(jnp.abs, lanes))
     if len(lanes) == 1:
-        return magnitudes[0]
-    unit = power_of_two(functools.reduce(jnp.maximum, magnitudes))
-    scaled = [x * (1.0 / unit) for x in magnitudes]
+        return jnp.abs(lanes[0])
+    scaled, unit = in_common_unit(list(map(jnp.abs, lanes)))
     return functools.reduce(jnp.add, scaled) / len(lanes) * unit
+
+
+def _magnitude_bits(x: jax.Array) -> jax.Array:
+    """|x| as the integer of its bits, which has the order of magnitudes with NaN above all.
+
+    XLA's maximum of floats loses a NaN in a long array, and looks for it with more instructions.
+    """
+    return jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
+
+
+def _float_of(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -19,6 +19,14 @@ def test_the_power_of_two_below_a_number_has_an_inverse():
     np.testing.assert_array_equal(units, 2.0 ** np.array(exponents))
 
 
+def test_the_common_unit_is_that_of_the_largest_at_each_place():
+    lanes = [[-4.0, 0.0, 1.0, np.nan], [3.0, 0.0, -7.0, 1.0], [0.5, -0.0, 2.0, np.inf]]
+    rows = [jnp.asarray(lane, jnp.float32) for lane in lanes]
+    scaled, unit = _reductions.in_common_unit(rows)
+    np.testing.assert_array_equal(unit, [4, 2.0**-126, 4, 2.0**126])
+    np.testing.assert_array_equal(scaled, np.asarray(rows) / np.asarray(unit))
+
+
 @pytest.mark.parametrize("sizes", [(), (0,), (1,), (8,), (3, 0, 5), (1, 2, 1)], ids=str)
 def test_the_mean_magnitude_is_that_of_all_coordinates(sizes: tuple[int, ...]):
     """Sums of small integers are exact, so only the division rounds."""

@@ -263,9 +263,8 @@ def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:
     """Of the lanes laid upon each other, at each place, whatever their magnitudes."""
     if len(lanes) == 1:
         return jnp.abs(lanes[0])
-    unit = _reductions.power_of_two(functools.reduce(jnp.maximum, map(jnp.abs, lanes)))
-    squares = [(lane * (1.0 / unit)) ** 2 for lane in lanes]
-    return jnp.sqrt(functools.reduce(jnp.add, squares) / len(lanes)) * unit
+    scaled, unit = _reductions.in_common_unit(lanes)
+    return jnp.sqrt(functools.reduce(jnp.add, [x**2 for x in scaled]) / len(lanes)) * unit
 
 
 def normalized(r: jax.Array) -> Norms:
