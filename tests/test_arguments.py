@@ -65,6 +65,8 @@ NO_SENSE = {
     "dense_steps must not be negative, got -1": lambda: signax.warmup(
         -1, signax.sign_sgd(0.1), dense=signax.dense_sgd(0.1)
     ),
+    "freeze_steps must be at least 1, got 0": lambda: signax.one_bit_adam(0.1, freeze_steps=0),
+    "signax.dense_sgd: momentum must be in [0, 1), got 1.5": lambda: signax.dense_sgd(0.1, 1.5),
     "got sign='stochastic' and wire='lanes'": lambda: signax.ssdm(0.1, rescale=True, wire="lanes"),
     "use signax.ef_sign_sgd": lambda: signax.ssdm(0.1, rescale=True, sign="deterministic"),
 }

@@ -317,6 +317,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no worker": ({"num_workers": 0}, ValueError, "at least 1"),
     "uneven batch": ({"num_workers": 3}, ValueError, r"shape \(2, 2\)"),
     "confidence": ({"confidence": 95}, ValueError, "between 0 and 1"),
+    "no planned worker": ({"planned_workers": 0}, ValueError, "planned_workers=0"),
+    "no bandwidth": ({"bandwidth": 0.0}, ValueError, "bandwidth=0.0"),
     "reference": ({"reference": jnp.zeros(3)}, ValueError, r"that of the parameter, \(2,\)"),
     "reference's tree": ({"reference": {"a": jnp.zeros(2)}}, ValueError, "a tree like params"),
     "reference's NaN": ({"reference": jnp.full(2, jnp.nan)}, ValueError, "a NaN"),

@@ -13,6 +13,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
+ONE_BIT_ADAM = ("--config.optimizer.name=one_bit_adam", "--config.optimizer.learning_rate=0.001")
 MISTAKES = {
     "a command": (["trian"], "Did you mean 'train'?"),
     "a flag": (["train", "--reusme"], "Did you mean: resume"),
@@ -31,6 +32,16 @@ MISTAKES = {
     "a partition": (["train", "--config.partition=by_labels"], "Did you mean 'by_label'?"),
     "a batch": (["train", "--config.batch_size=100"], "100 is not divisible by 8 workers: 96 is"),
     "no steps": (["train", "--config.num_steps=0"], "config.num_steps=0: must be 1 or more"),
+    "no number": (
+        ["train", "--config.optimizer.learning_rate=nan"],
+        "learning_rate=nan: must be 0 or more, and finite",
+    ),
+    "a seed below zero": (["train", "--config.seed=-1"], "config.seed=-1: must be 0 or more"),
+    "a warm-up as long as the run": (
+        ["train", *ONE_BIT_ADAM, "--config.optimizer.freeze_steps=600"],
+        "freeze_steps=600 of config.num_steps=600 leaves nothing to compress",
+    ),
+    "no steps of a table": (["weights", "--num_steps=0"], "unexpected argument '--num_steps=0'"),
     "no workers": (["train", "--config.num_workers=0"], "at least one worker"),
     "more workers than devices": (["train", "--config.num_workers=9"], "9 workers need 9 devices"),
     "missing data": (
@@ -38,6 +49,7 @@ MISTAKES = {
         "nowhere holds no train-images-idx3-ubyte.gz",
     ),
     "a seed": (["train", "--seeds=0,x"], "--seeds=0,x: seeds are whole numbers"),
+    "a seed twice": (["train", "--seeds=1,1"], "--seeds=1,1: seeds are whole numbers, each once"),
     "two wishes": (["train", "--resume", "--overwrite"], "choose one"),
     "nothing to resume": (["train", "--resume"], "holds no run to resume"),
     "no run": (["compare", "nowhere"], "nowhere holds no result.json"),

@@ -22,6 +22,7 @@ from signax.experiments.errors import DriftError
 from signax.experiments.experiment import make_experiment
 from signax.experiments.train import _Run, train
 from signax.experiments.workdir import Workdir
+from workers import run_python
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -119,7 +120,8 @@ def test_rows_after_the_last_checkpoint_are_written_again_not_twice(run: Path):
 
 @thorough
 def test_sigint_ends_with_a_checkpoint_and_the_command_that_goes_on():
-    command = [sys.executable, "-m", "signax.experiments.cli", "train", "--config.num_steps=100000"]
+    argv = ["train", "--config.num_steps=100000", "--overwrite=true"]
+    command = [sys.executable, "-m", "signax.experiments.cli", *argv]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         try:
@@ -136,11 +138,47 @@ def test_sigint_ends_with_a_checkpoint_and_the_command_that_goes_on():
     assert Checkpoints(workdir).latest_step == rows_of(workdir)[-1]["step"] > 0
 
 
+@thorough
+def test_sigint_before_the_first_step_is_no_traceback():
+    code = "import os, signal\nfrom signax.experiments import cli, train_command\n"
+    code += "train_command.train = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+    done = run_python(code + "raise SystemExit(cli.main(['train']))", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def _wait_for(paths: Callable[[], Iterable[Path]], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not any(path.stat().st_size for path in paths()):
         assert time.monotonic() < end, "the run wrote nothing"
         time.sleep(0.1)
+
+
+def test_a_row_holds_runs_of_one_config_and_each_of_them_once(
+    run: Path, capsys: pytest.CaptureFixture
+):
+    """Not whatever has the same name."""
+    for seed, folder in ((1, "more"), (2, "more"), (3, "other")):
+        copy = shutil.copytree(run, Path(folder) / f"run,seed={seed}")
+        saved = json.loads((copy / "run.json").read_text())
+        saved["config"]["seed"] = seed
+        saved["config"]["optimizer"]["beta"] = 0.5 if folder == "other" else None
+        (copy / "run.json").write_text(json.dumps(saved))
+    runs = [str(path) for path in (run, *Path().glob("*/run,seed=*"))]
+    assert cli.main(["compare", *runs]) == 0
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    here = Path.cwd().name
+    assert {(row[0], row[1]) for row in rows} == {(f"| {here}/run", "3"), ("| other/run", "1")}
+    assert cli.main(["compare", str(run), f"./{run}/"]) == 2
+    assert "are the same run, with the same seed" in capsys.readouterr().err
+
+
+def test_no_seed_is_trained_where_one_of_them_would_be_refused(
+    run: Path, capsys: pytest.CaptureFixture
+):
+    run.rename("run,seed=5")
+    assert cli.main(["train", *SHORT, "--seeds=4,5", "--workdir=run"]) == 2
+    assert "run,seed=5 already holds a run" in capsys.readouterr().err
+    assert not Path("run,seed=4").exists()
 
 
 @thorough

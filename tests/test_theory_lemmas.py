@@ -138,6 +138,7 @@ def test_without_signal_or_noise_the_lemmas_say_so():
     assert bound[1] < 0.5
     assert bound[2] == 1.0
     np.testing.assert_array_equal(theory.lemma_2_batch_size(jnp.array([0.0, jnp.inf])), [1, np.inf])
+    assert theory.lemma_2_batch_size(1e8) > 2e8  # where float32 has no 2e8 + 1
     assert theory.lemma_3_batch_size(0.5, 1.0, jnp.inf) == 9  # Chebyshev: more than 2 / 0.25
 
 

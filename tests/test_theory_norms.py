@@ -33,11 +33,12 @@ def test_the_l12_norm_is_below_the_rho_norm_of_normal_noise():
     assert bool(jnp.all(theory.l12_norm(g, 0.7) <= theory.rho_norm(g, rho) * ROUNDING))
 
 
-@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("unit", [1e-25, 1e-3, 1.0, 1e3, 1e25])
 @pytest.mark.parametrize("bounds", [theory.l12_bounds_near, theory.l12_bounds_far])
 def test_the_equivalences_hold_for_noise_that_is_affine_in_the_gradient(bounds, unit):
     g = gradients(unit)
-    for c, c_tilde in itertools.product([0.0, 0.5, 3.0], [0.1, 2.0]):
+    for c, share in itertools.product([0.0, 0.5, 3.0], [0.1, 2.0]):
+        c_tilde = share * unit
         norm = theory.l12_norm(g, c * jnp.abs(g) + c_tilde)
         lower, upper = bounds(g, c, c_tilde)
         assert bool(jnp.all(lower <= norm * ROUNDING))
@@ -88,5 +89,7 @@ def test_the_rho_norm_of_the_stochastic_sign_is_the_l2_norm():
     np.testing.assert_allclose(theory.rho_norm(g, rho), jnp.linalg.norm(g, axis=-1), rtol=3e-6)
     largest = jnp.max(jnp.abs(g), axis=-1)
     assert float(theory.stochastic_sign_success_probability(g, largest).max()) == 1
+    for unit in (2.0**-100, 2.0**100):  # whose squares are no float32
+        np.testing.assert_array_equal(theory.stochastic_sign_success_probability(unit * g), rho)
     zero = theory.stochastic_sign_success_probability(jnp.zeros(2))
     np.testing.assert_array_equal(zero, [0.5, 0.5])

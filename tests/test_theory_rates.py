@@ -182,6 +182,8 @@ def test_the_step_sizes_are_the_papers():
     assert theory.theorem_4_hyperparameters(256) == (1 / 64, 1 - 1 / 16)
     traced = jax.jit(theory.theorem_4_hyperparameters)(256)
     np.testing.assert_allclose(traced, (1 / 64, 1 - 1 / 16), rtol=1e-6)
+    assert theory.theorem_4_hyperparameters(2**32) == (2.0**-24, 1 - 2.0**-16)
+    assert theory.theorem_1_bound(2.0**32, 0.0, 1.0, 2**32) == 1
     for bad in (0, -3):
         with pytest.raises(ValueError, match="num_steps"):
             theory.theorem_4_hyperparameters(bad)

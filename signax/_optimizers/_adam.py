@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from signax import _average, _feedback, _memory, _network, _warmup, _workers
 from signax._optimizers import _steps
@@ -53,8 +54,8 @@ def one_bit_adam(
       b1: beta_1, the decay of the momentum, in [0, 1).
       b2: beta_2, the decay of the variance, in [0, 1).
       eps: epsilon.
-      freeze_steps: K. The paper takes it when the variance changes little from then on, usually
-        15 to 20 % of all steps.
+      freeze_steps: K, at least 1. The paper takes it when the variance changes little from then
+        on, usually 15 to 20 % of all steps.
       axis_name: The workers' axis or a tuple of axes; None is one worker without a network.
       key: An integer seed or a PRNG key for the coins of zero coordinates.
       on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
@@ -70,8 +71,8 @@ def one_bit_adam(
       gradient; its one bit would be divided by epsilon, so it stays where it is.
 
     Raises:
-      ValueError: For b1 or b2 outside [0, 1); at init or update, for an unbound axis; at update,
-        for gradients already summed over the workers.
+      ValueError: For b1 or b2 outside [0, 1), or `freeze_steps` below 1; at init or update, for an
+        unbound axis; at update, for gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
@@ -87,6 +88,7 @@ def one_bit_adam(
     """
     _memory.require_decay(b1, "one_bit_adam", "b1")
     _memory.require_decay(b2, "one_bit_adam", "b2")
+    _require_dense_steps(freeze_steps)
     dense = optax.with_extra_args_support(
         _average.average_gradients(axis_name, on_nonfinite=on_nonfinite)
     )
@@ -139,6 +141,15 @@ def one_bit_adam(
         optax.GradientTransformation(init, update),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
+
+
+def _require_dense_steps(freeze_steps: jax.typing.ArrayLike) -> None:
+    if not isinstance(freeze_steps, Tracer) and not freeze_steps >= 1:  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(
+            f"signax.one_bit_adam: freeze_steps must be at least 1, got {freeze_steps}. Without a"
+            " dense step the variance is zero and no parameter ever moves; 15 to 20 % of all steps"
+            " are usual."
+        )
 
 
 def _kept(state: OneBitAdamState, mu: Any, nu: Any) -> OneBitAdamState:

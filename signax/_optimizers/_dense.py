@@ -49,6 +49,6 @@ def dense_sgd(
     """
     return optax.chain(
         _average.average_gradients(axis_name, on_nonfinite=on_nonfinite),
-        *_steps.heavy_ball(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype, "dense_sgd"),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )

@@ -212,7 +212,7 @@ def diana(
         _differences.compressed_differences(
             compressor, alpha, axis_name, key, wire, on_nonfinite, "diana"
         ),
-        *_steps.heavy_ball(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype, "diana"),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
 

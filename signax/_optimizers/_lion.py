@@ -56,7 +56,8 @@ def distributed_lion(
 
     Returns:
       The transformation. A worker whose gradient holds a NaN or an infinity abstains and keeps its
-      momentum; zeros and ties: `majority_vote`.
+      momentum; zeros and ties: `majority_vote`. An average is over those who vote: with
+      `on_nonfinite="propagate"` a worker that is zero everywhere counts too, as printed.
 
     Raises:
       ValueError: For b1 or b2 outside [0, 1), an unknown `aggregate`, `ties` or `wire`; at update,

@@ -75,6 +75,6 @@ def one_bit_sgd(
     return optax.chain(
         _memory.guarded(feedback, on_nonfinite),
         _columns.average_column_means(axis_name, down_dtype=down_dtype, on_nonfinite=on_nonfinite),
-        *_steps.heavy_ball(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype, "one_bit_sgd"),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )

@@ -69,7 +69,8 @@ def ssdm(
     Returns:
       The transformation. One bit per coordinate up, ceil(log2(M+1)) down. A worker whose gradient
       holds a NaN or an infinity abstains and keeps its momentum; a worker whose momentum is zero
-      everywhere abstains (with `rescale` it counts, as in every mean); the mean is over the others.
+      everywhere abstains (as printed, M counts it, with signs of 0; here with `rescale` alone); the
+      mean is over the others.
 
     Raises:
       ValueError: For beta outside [0, 1), an unknown scale, sign or wire, or `rescale` with blocks,

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from signax import _memory
+
 Mask = Any | Callable[[optax.Params], Any] | None
 
 
@@ -31,11 +33,12 @@ def common_step_in_units(
 
 
 def heavy_ball(
-    momentum: jax.typing.ArrayLike | None, accumulator_dtype: Any | None
+    momentum: jax.typing.ArrayLike | None, accumulator_dtype: Any | None, function: str
 ) -> list[optax.GradientTransformation]:
     """A trace behind the network, or no link."""
     if momentum is None:
         return []
+    _memory.require_decay(momentum, function, "momentum")
     return [optax.trace(momentum, accumulator_dtype=accumulator_dtype)]  # pyright: ignore[reportArgumentType]
 
 

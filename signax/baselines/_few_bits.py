@@ -52,7 +52,7 @@ def bfloat16_sgd(
     """
     return optax.chain(
         _rounded.average_bfloat16(axis_name, on_nonfinite=on_nonfinite),
-        *_steps.heavy_ball(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype, "bfloat16_sgd"),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
 
@@ -116,7 +116,7 @@ def qsgd(
     )
     return optax.chain(
         link,
-        *_steps.heavy_ball(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype, "qsgd"),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
 
@@ -184,7 +184,7 @@ def tern_grad(
     return optax.chain(
         *clip,
         link,
-        *_steps.heavy_ball(momentum, accumulator_dtype),
+        *_steps.heavy_ball(momentum, accumulator_dtype, "tern_grad"),
         *_steps.common_step(learning_rate, weight_decay, mask),
     )
 

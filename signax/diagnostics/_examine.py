@@ -65,9 +65,9 @@ def examine(
       counted. Zeros count as half a success. Memory is O(M d), whatever the number of batches.
 
     Raises:
-      ValueError: For a tree without coordinates, fewer than 8 batches, a batch that M cannot
-        divide, a reference of other shapes, a worker without any finite gradient, a gradient that
-        is zero everywhere.
+      ValueError: For a tree without coordinates, no planned worker or bandwidth, fewer than 8
+        batches, a batch that M cannot divide, a reference of other shapes, a worker without any
+        finite gradient, a gradient that is zero everywhere.
       TypeError: If a leaf of `params` is not of a floating dtype.
 
     Example:
@@ -84,6 +84,7 @@ def examine(
       and 3. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
     _require_sizes(num_workers, num_batches, confidence)
+    _require_plan(planned_workers, bandwidth)
     tree = _draws.tree_of(params)
     draw = _draws.make_draw(loss_fn, num_workers, has_aux)
     num_batches = _draws.num_to_read(batches, num_batches)
@@ -114,6 +115,19 @@ def examine(
         verdict=_verdict.verdict_of(total, leaves, cost, num_workers, found.norm_spread),
         coordinates=found.coordinates(),
     )
+
+
+def _require_plan(planned_workers: int | None, bandwidth: float | None) -> None:
+    if planned_workers is not None and planned_workers < 1:
+        raise ValueError(
+            f"signax.diagnostics.examine: planned_workers={planned_workers}; there must be at least"
+            " 1. None plans for num_workers."
+        )
+    if bandwidth is not None and not bandwidth > 0:
+        raise ValueError(
+            f"signax.diagnostics.examine: bandwidth={bandwidth}, of a worker's link in bits per"
+            " second, must be above 0, such as 1e9."
+        )
 
 
 def _require_sizes(num_workers: int, num_batches: int, confidence: float) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,6 +10,7 @@ from typing import Any
 
 from signax.experiments.errors import UsageError
 from signax.experiments.metric import ACCURACY, METRICS, Metric
+from signax.experiments.workdir import what_was_run
 
 _HEADER = (
     "| run | seeds | ties | train {0} | test {0} | bits | MB sent | seconds |\n"
@@ -22,9 +23,9 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help", "-help"} & {*argv}:
         print(
             "usage: signax compare DIR ...\n\n"
-            "Table of finished runs (work directories of `signax train`). Runs that differ only\n"
-            "in their seed are one row: mean and sample standard deviation. Bits: sent by one\n"
-            "worker, per coordinate and step."
+            "Table of finished runs (work directories of `signax train`). Runs of one name that\n"
+            "differ only in their seed are one row: mean and sample standard deviation. Bits:\n"
+            "sent by one worker, per coordinate and step."
         )
         return 0
     print(comparison([(Path(folder), _read(Path(folder))) for folder in argv]))
@@ -33,19 +34,32 @@ def main(argv: Sequence[str]) -> int:
 
 def comparison(runs: Iterable[tuple[Path, dict[str, Any]]]) -> str:
     """Returns a Markdown table of (work directory, result) pairs."""
-    groups, metrics = defaultdict(list), {}
+    groups, metrics = defaultdict(dict), {}
     for path, result in runs:
-        groups[re.sub(r",seed=\d+", "", path.name)].append(result)
+        path = path.resolve()  # "." has no name of its own
+        run = what_was_run(path)
+        seed = run.pop("config.seed", None)
+        group = groups[re.sub(r",seed=\d+", "", path.name), json.dumps(run, sort_keys=True)]
+        if seed in group:
+            raise UsageError(
+                f"{group[seed][0]} and {path} are the same run, with the same seed: leave one out."
+            )
+        group[seed] = path, result
         metrics[result.get("metric", ACCURACY.name)] = path
     if len(metrics) > 1:
         kinds = " and ".join(f"{METRICS[name].words} ({path})" for name, path in metrics.items())
         raise UsageError(f"one table cannot hold both {kinds}: compare runs of one kind of data.")
     (metric,) = (METRICS[name] for name in metrics)
-    rows = (_row(name, results, metric) for name, results in groups.items())
+    num_groups = Counter(name for name, _ in groups)
+    rows = []
+    for (name, _), group in groups.items():
+        paths, results = zip(*group.values(), strict=True)
+        folder = f"{paths[0].parent.name}/" if num_groups[name] > 1 else ""
+        rows.append(_row(folder + name, results, metric))
     return "\n".join([_HEADER.format(metric.label), *rows])
 
 
-def _row(name: str, results: list[dict[str, Any]], metric: Metric) -> str:
+def _row(name: str, results: Sequence[dict[str, Any]], metric: Metric) -> str:
     first = results[0]
     cells = [
         name,

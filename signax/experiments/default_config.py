@@ -51,7 +51,6 @@ SCALE_FIELDS = {
     "share_every": int,
     "fixed": float,
 }
-# Dense SGD in a part of the run: `signax.warmup` and `signax.dense_below`.
 # One worker's own optimizer: arguments of `optax.adamw`, `optax.lion` and `optax.sgd`.
 INNER_FIELDS = {
     "learning_rate": float,
@@ -62,6 +61,7 @@ INNER_FIELDS = {
     "nesterov": bool,
     "weight_decay": float,
 }
+# Dense SGD in a part of the run: `signax.warmup` and `signax.dense_below`.
 DENSE_FIELDS = {
     "steps": int,  # the first steps
     "below": int,  # leaves with fewer coordinates

@@ -1,5 +1,6 @@
 """From a config to the parts of a run: data on its workers, a model, an optimizer, one step."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def _cut(param_specs: Any) -> dict[str, Any]:
 
 def make_experiment(config: Config) -> Experiment:
     """Builds the parts that `config` names; what cannot be built raises `UsageError`."""
-    _check_positive(config, *_POSITIVE)
+    _check_numbers(config)
     mesh = make_mesh(config.num_workers, config.devices_per_worker)
     num_workers = mesh.shape[AXIS_NAME]
     optimizer = make_optimizer(config, AXIS_NAME)
@@ -158,16 +159,25 @@ def cut_largest_dimension(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spec, params)
 
 
-_POSITIVE = ("batch_size", "devices_per_worker", "num_steps", "hidden_size", "eval_every",
-             "checkpoint_every", "local_steps", "text.sequence_length", "text.num_layers",
-             "text.num_heads", "text.scored_bytes")  # fmt: skip
+_AT_LEAST_1 = ("batch_size", "devices_per_worker", "num_steps", "hidden_size", "eval_every",
+               "checkpoint_every", "local_steps", "text.sequence_length", "text.num_layers",
+               "text.num_heads", "text.scored_bytes")  # fmt: skip
 
 
-def _check_positive(config: Config, *names: str) -> None:
-    fields = agreement.flat(config.to_dict())
-    for name in names:
-        if fields[name] < 1:
-            raise UsageError(f"config.{name}={fields[name]}: must be 1 or more.")
+def _check_numbers(config: Config) -> None:
+    """No number is negative, infinite or NaN, and the run is longer than its dense steps."""
+    for name, value in agreement.flat(config.to_dict()).items():
+        least = 1 if name in _AT_LEAST_1 else 0
+        if isinstance(value, (int, float)) and not least <= value < math.inf:
+            raise UsageError(f"config.{name}={value}: must be {least} or more, and finite.")
+    optimizer, num_exchanges = config.optimizer, config.num_steps // config.local_steps
+    dense = {"dense.steps": optimizer.dense.steps, "freeze_steps": optimizer.freeze_steps}
+    for name, num_dense in dense.items():
+        if num_dense and num_dense >= num_exchanges:
+            raise UsageError(
+                f"config.optimizer.{name}={num_dense} of config.num_steps={config.num_steps} leaves"
+                " nothing to compress: lower the one or raise the other."
+            )
 
 
 def make_run_steps(experiment: Experiment) -> Any:

@@ -21,6 +21,7 @@ from signax.experiments.errors import UsageError
 from signax.experiments.launch_command import LAUNCHED_AT
 from signax.experiments.report import report
 from signax.experiments.train import train
+from signax.experiments.workdir import require_no_run
 from signax.experiments.workers import make_cpu_devices
 
 _HELP = """usage: signax train [--config=FILE.py] [--config.FIELD=VALUE ...] [flags]
@@ -80,12 +81,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(runs: Sequence[tuple[Config, Path]], flag: Any, argv: Sequence[str]) -> int:
+    first, _ = runs[0]
+    # Before the first process is asked for anything: that starts JAX.
+    make_cpu_devices(first.num_workers, first.devices_per_worker)
+    if not any(flag[name] for name in _SWITCHES):
+        cluster.from_first(lambda: [require_no_run(path) for _, path in runs])
+    others = {name: flag[name] for name in _OTHERS}
     results = []
     for config, path in runs:
-        others = {name: flag[name] for name in _OTHERS}
-        make_cpu_devices(
-            config.num_workers, config.devices_per_worker
-        )  # before the first process is asked: that starts JAX
         resume = flag["resume"] or flag["resume_or_start"]
         # Of several seeds, the first may be finished and the last not begun.
         if flag["resume_or_start"] or (resume and len(runs) > 1):
@@ -159,18 +162,18 @@ def _define_flags() -> flags.FlagValues:
 def _one_per_seed(config: Config, folder: Path, seeds: Sequence[str]) -> list[tuple[Config, Path]]:
     if not seeds:
         return [(config, folder)]
+    if not all(seed.isdecimal() for seed in seeds) or len({*map(int, seeds)}) < len(seeds):
+        raise UsageError(f"--seeds={','.join(seeds)}: seeds are whole numbers, each once.")
     runs = []
-    for seed in seeds:
-        if not seed.isdecimal():
-            raise UsageError(f"--seeds={','.join(seeds)}: seeds are whole numbers.")
+    for seed in map(int, seeds):
         copy = config.copy_and_resolve_references()
-        copy.seed = int(seed)
+        copy.seed = seed
         runs.append((copy, folder.with_name(f"{folder.name},seed={seed}")))
     return runs
 
 
 def _interrupted(step: int, num_steps: int, path: Path, argv: Sequence[str]) -> int:
-    again = [argument for argument in argv if argument.lstrip("-") not in _SWITCHES]
+    again = [part for part in argv if part.lstrip("-").partition("=")[0] not in _SWITCHES]
     _say(
         f"\nstopped at step {step:,} of {num_steps:,}; the checkpoint is in {path}. Go on with:\n"
         f"  {shlex.join(['signax', 'train', *again, '--resume'])}",

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     num_steps = 3000
     for argument in argv:
         name, _, value = argument.partition("=")
-        if name.lstrip("-") != "num_steps" or not value.isdecimal():
+        if name.lstrip("-") != "num_steps" or not value.isdecimal() or not int(value):
             raise UsageError(f"unexpected argument {argument!r}: {_HELP.splitlines()[0]}.")
         num_steps = int(value)
     print(table([row(method, num_steps) for method in METHODS]))

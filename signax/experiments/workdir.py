@@ -20,11 +20,31 @@ from signax.experiments.errors import UsageError
 
 Row = dict[str, float]
 
-_WRITTEN = ("run.json", "metrics.jsonl", "curves.png", "result.json")
+_METRICS = "metrics.jsonl"
+_WRITTEN = ("run.json", _METRICS, "curves.png", "result.json")
 # Fields that a continued run may change: they alter no step.
 _FREE_FIELDS = ("checkpoint_every", "eval_every", "mnist_dir")
 # Besides these, with another number of workers: a batch must be divisible by it.
 _FREE_WITH_WORKERS = (*_FREE_FIELDS, "num_workers", "devices_per_worker", "batch_size")
+
+
+def require_no_run(path: Path) -> None:
+    """Raises a `UsageError` if a run that has begun lies here."""
+    metrics = path / _METRICS
+    if metrics.exists() and metrics.stat().st_size > 0:
+        raise UsageError(
+            f"{path} already holds a run: --resume continues it, --overwrite starts it again,"
+            " --workdir=DIR starts a new one elsewhere."
+        )
+
+
+def what_was_run(path: Path) -> dict[str, Any]:
+    """All that decides the steps of the run that lies here, its seed as "config.seed"."""
+    saved = json.loads((path / "run.json").read_text())
+    return {
+        "num_workers": saved["num_workers"],
+        **{f"config.{k}": v for k, v in _fields(saved).items() if k not in _FREE_FIELDS},
+    }
 
 
 class Workdir:
@@ -79,17 +99,13 @@ class Workdir:
 
     def _open_or_fail(self, run: dict[str, Any], resume: bool, overwrite: bool) -> int:
         described = self.path / "run.json"
-        has_begun = self._metrics.exists() and self._metrics.stat().st_size > 0
         if resume and not described.exists():
             raise UsageError(
                 f"{self.path} holds no run to resume: leave --resume out, or pass --workdir=DIR. (A"
                 " run's own directory is named after what its command line changed.)"
             )
-        if has_begun and not (resume or overwrite):
-            raise UsageError(
-                f"{self.path} already holds a run: --resume continues it, --overwrite starts it "
-                "again, --workdir=DIR starts a new one elsewhere."
-            )
+        if not (resume or overwrite):
+            require_no_run(self.path)
         saved = run
         if resume:
             saved = json.loads(described.read_text())
@@ -115,7 +131,7 @@ class Workdir:
 
     @property
     def _metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / _METRICS
 
     def rewind(self, step: int) -> list[Row]:
         """Drops the rows after `step` (written after the last checkpoint) and returns the rest."""
@@ -156,12 +172,15 @@ def _check_same_run(
             "--change_num_workers=mean to go on with the mean of their memories."
         )
     free = _FREE_WITH_WORKERS if may_change_workers else _FREE_FIELDS
-    # A field that did not exist yet had the effect of its default.
-    defaults = flat(get_config().to_dict())
-    old, new = defaults | flat(saved["config"]), flat(wanted["config"])
+    old, new = _fields(saved), flat(wanted["config"])
     for name in {**old, **new}:
         if old.get(name) != new.get(name) and name not in free:
             raise UsageError(
                 f"the run to resume has config.{name}={old.get(name)!r} and this one "
                 f"{new.get(name)!r}: pass --config.{name}={old.get(name)}, or another --workdir."
             )
+
+
+def _fields(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of `run.json`; a field that did not exist yet had the effect of its default."""
+    return flat(get_config().to_dict()) | flat(saved["config"])

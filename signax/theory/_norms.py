@@ -134,11 +134,14 @@ def l12_bounds_near(
       Safaryan and Richtarik, 2021, arXiv:1905.12938, section 3.4.
     """
     c, c_tilde = jnp.asarray(c), jnp.asarray(c_tilde)
-    squared = jnp.sum(jnp.square(g), axis=-1)
     largest = jnp.max(jnp.abs(g), axis=-1, initial=0.0)
-    lower = _divide(squared, (1.0 + math.sqrt(3) * c) * largest + math.sqrt(3) * c_tilde)
-    at_zero = jnp.where(squared == 0, 0.0, jnp.inf)
-    upper = jnp.where(c_tilde == 0, at_zero, _divide(squared, math.sqrt(3) * c_tilde))
+    # Of 1e-30 and 1e30 the square is 0 and infinite: the largest coordinate is the unit.
+    shares = _divide(jnp.abs(g), largest[..., None])
+    total = largest * jnp.sum(shares**2, axis=-1)
+    noise = math.sqrt(3) * c_tilde
+    lower = total * _divide(largest, (1.0 + math.sqrt(3) * c) * largest + noise)
+    at_zero = jnp.where(largest == 0, 0.0, jnp.inf)
+    upper = jnp.where(c_tilde == 0, at_zero, total * _divide(largest, noise))
     return Bounds(lower, upper)
 
 

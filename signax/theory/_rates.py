@@ -44,7 +44,7 @@ def theorem_1_bound(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Theorem 1.
     """
-    return jnp.asarray(initial_gap) / (jnp.asarray(learning_rate) * num_steps) + (
+    return jnp.asarray(initial_gap) / (jnp.asarray(learning_rate) * _real(num_steps)) + (
         jnp.asarray(learning_rate) * _total(smoothness) / 2.0
     )
 
@@ -88,6 +88,7 @@ def theorem_1_decreasing_bound(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Theorem 1.
     """
+    num_steps = _real(num_steps)
     log = jnp.log(num_steps)
     log = 3.0 * log if as_printed else 1.0 + log
     noise = jnp.asarray(initial_learning_rate) * _total(smoothness) * log / 2.0
@@ -154,7 +155,8 @@ def theorem_2_decreasing_bound(
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Theorem 2.
     """
     step = jnp.asarray(initial_learning_rate)
-    return (jnp.asarray(initial_gap) / step + step * _total(smoothness)) / jnp.sqrt(num_steps)
+    bound = jnp.asarray(initial_gap) / step + step * _total(smoothness)
+    return bound / jnp.sqrt(_real(num_steps))
 
 
 def theorem_3_bound(
@@ -271,10 +273,15 @@ def theorem_4_bound(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Theorem 4; version 6 (2026) of the same.
     """
-    d, steps = jnp.asarray(num_coordinates), jnp.asarray(num_steps)
+    d, steps = jnp.asarray(_real(num_coordinates)), jnp.asarray(_real(num_steps))
     mean_sigma, mean_smoothness = _mean(sigma), _mean(smoothness)
     smooth = mean_smoothness * (jnp.sqrt(d) + d / jnp.sqrt(steps))
     return 16.0 * (jnp.asarray(initial_gap) + mean_sigma + smooth) / jnp.sqrt(jnp.sqrt(steps))
+
+
+def _real(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """A count of any size: JAX's integers end at 2^31."""
+    return float(count) if isinstance(count, int) else count
 
 
 def _total(smoothness: jax.typing.ArrayLike) -> jax.Array:

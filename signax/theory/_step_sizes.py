@@ -69,7 +69,7 @@ def theorem_4_hyperparameters(num_steps: int | jax.Array) -> SSDMHyperparameters
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Theorem 4.
     """
-    if not isinstance(num_steps, Tracer) and not jnp.all(jnp.asarray(num_steps) >= 1):
+    if not isinstance(num_steps, Tracer) and not jnp.all(jnp.asarray(num_steps, float) >= 1):
         raise ValueError(
             "signax.theory.theorem_4_hyperparameters: num_steps is the number K of steps of the"
             f" whole run and must be at least 1, got {num_steps}. Write the length of your training"

@@ -192,7 +192,8 @@ def stochastic_sign_success_probability(
 
     Args:
       g: The gradient, [..., d].
-      scale: R, at least the largest |g_i|, [...] or a number; None is the l2 norm over d.
+      scale: R, at least the largest |g_i|, [...] or a number; None is the l2 norm over d. At any
+        magnitude of g.
 
     Returns:
       The probability, [..., d]; 1/2 at g_i = 0, also where the whole g is zero (there the
@@ -206,8 +207,13 @@ def stochastic_sign_success_probability(
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Definition 3.
     """
     size = jnp.abs(g)
-    norm = jnp.linalg.norm(size, axis=-1) if scale is None else jnp.asarray(scale)
-    return 0.5 + 0.5 * _ratio(size, norm[..., None], at_zero=0.0)
+    if scale is not None:
+        scale = jnp.asarray(scale)
+        return 0.5 + 0.5 * _ratio(size, scale[..., None] if scale.ndim else scale, at_zero=0.0)
+    # Of 1e-30 and 1e30 the square is 0 and infinite: the largest coordinate is the unit.
+    largest = jax.lax.stop_gradient(jnp.max(size, axis=-1, keepdims=True, initial=0.0))
+    size = _ratio(size, largest, at_zero=0.0)
+    return 0.5 + 0.5 * _ratio(size, jnp.linalg.norm(size, axis=-1, keepdims=True), at_zero=0.0)
 
 
 def _ratio(numerator, denominator, at_zero: float) -> jax.Array:
@@ -217,4 +223,5 @@ def _ratio(numerator, denominator, at_zero: float) -> jax.Array:
 
 
 def _next_integer(bound: jax.Array) -> jax.Array:
-    return jnp.floor(bound) + 1.0
+    # From 2^24 on float32 holds no bound + 1, but only integers.
+    return jnp.maximum(jnp.floor(bound) + 1.0, jnp.nextafter(bound, jnp.inf))

@@ -45,11 +45,8 @@ def main(argv: Sequence[str]) -> int:
     # These load JAX: not for a mistake in the flags.
     name = f"signax.experiments.bench.{'race_run' if is_race else 'run'}"
     runner = importlib.import_module(name)
-    try:
-        with processes.interruptible():
-            return runner.run(settings, argv)
-    except KeyboardInterrupt:
-        return 130
+    with processes.interruptible():
+        return runner.run(settings, argv)
 
 
 def parse(argv: Sequence[str]) -> Settings:

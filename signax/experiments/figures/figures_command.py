@@ -28,10 +28,7 @@ def main(argv: Sequence[str]) -> int:
             raise unknown_name("figure", name, (*FIGURES, "all"))
     if own:
         _enter(own, flags.names)
-    try:
-        _make_all(flags) if "all" in flags.names else [_make(n, flags) for n in flags.names]
-    except KeyboardInterrupt:
-        return 130
+    _make_all(flags) if "all" in flags.names else [_make(n, flags) for n in flags.names]
     return 0
 
 

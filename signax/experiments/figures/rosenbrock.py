@@ -120,6 +120,7 @@ def _draw(results: dict[Case, Comparison], groups: Any) -> Figure:
         panels[0, column].set_yscale("log")
         panels[0, column].set_ylim(0.3, 1000)  # a band may reach below zero
         panels[1, column].axhline(0.5, color="0.4", ls=":")
+        panels[2, column].set_ylim(top=1.02)  # a share, but for its band
         panels[0, column].legend(loc="upper right")
         panels[-1, column].set_xlabel("iterations k")
     panels[0, 0].set_title("mini-batch 1", fontsize=10)
