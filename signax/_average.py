@@ -24,8 +24,9 @@ def average_gradients(
 
     Returns:
       A transformation that keeps shapes and dtypes; it sends each coordinate in its own dtype
-      (`lax.psum`). A worker whose tree holds a NaN or an infinity abstains: the mean is over the
-      others, and zero if there are none. `num_abstained` is in the state.
+      (`lax.psum`), but float16 as float32: the sum of a few workers would leave its range. A worker
+      whose tree holds a NaN or an infinity abstains: the mean is over the others, and zero if there
+      are none. `num_abstained` is in the state.
 
     Raises:
       ValueError: At update, if an axis is not bound, or if the gradients were already summed.
@@ -45,13 +46,20 @@ def average_gradients(
         _network.check_updates(updates, axis_name, name)
         with jax.named_scope(f"signax.{name}"):
             is_voting = _sign.all_finite(updates)
-            kept = jax.tree.map(lambda u: jnp.where(is_voting, u, jnp.zeros_like(u)), updates)
+            kept = jax.tree.map(
+                lambda u: _addable(jnp.where(is_voting, u, jnp.zeros_like(u))), updates
+            )
             voters = is_voting.astype(jnp.int32)
             if axis_name is not None:
                 kept, voters = jax.lax.psum((kept, voters), axis_name)
             mean = jax.tree.map(lambda u: u / jnp.maximum(voters, 1).astype(u.dtype), kept)
+            mean = optax.tree.cast_like(mean, updates)
             num_absent = _workers.num_workers(axis_name) - voters
             mean = _network.handle_nonfinite(mean, num_absent, on_nonfinite, name)
             return mean, _network.next_state(state, voters, axis_name)
 
     return optax.GradientTransformation(functools.partial(_network.init_state, key=0), update)
+
+
+def _addable(u: jax.Array) -> jax.Array:
+    return u.astype(jnp.float32) if u.dtype == jnp.float16 else u

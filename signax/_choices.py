@@ -1,6 +1,10 @@
-"""An argument that is one of a few words."""
+"""Arguments that are one of a few words, or a number."""
 
+import numbers
 from typing import Any, get_args
+
+import jax
+import numpy as np
 
 
 def require(value: Any, choices: Any, function: str, argument: str) -> None:
@@ -8,4 +12,14 @@ def require(value: Any, choices: Any, function: str, argument: str) -> None:
     if value not in get_args(choices):
         raise ValueError(
             f"signax.{function}: unknown {argument} {value!r}; choose one of {get_args(choices)}."
+        )
+
+
+def require_number(value: Any, function: str, argument: str) -> None:
+    """Raises a `TypeError` for what is no real number, traced or not."""
+    is_array = isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.ndim == 0
+    if not (is_array or isinstance(value, numbers.Real)) or isinstance(value, bool):
+        raise TypeError(
+            f"signax.{function}: {argument} must be a number, got {value!r}. (The axis is a"
+            " keyword, axis_name=...)"
         )

@@ -133,7 +133,7 @@ def average_column_means(
         sizes = [size for c in columns for size in [c.shape[1]] * c.shape[0]]
         slices = _slices.cut(sizes, _workers.num_workers(axis_name))
         if slices.num_words == 0:
-            return updates, state._replace(count=state.count + 1)
+            return _network.nothing_to_say(updates, state)
         with jax.named_scope(f"signax.{name}"):
             bits, values = _pack(columns)
             answers, _ = _server.serve(

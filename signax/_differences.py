@@ -71,6 +71,7 @@ def compressed_differences(
     @_nesting.on_shards_with(alpha)
     def update(updates, state, alpha):
         _network.check_updates(updates, axis_name, name)
+        _memory.require_made_for(updates, state.estimate, name)
         change = jax.tree.map(jnp.subtract, _memory.wide(updates), state.estimate)
         signs, scales, compressor_state = compressor.apply(change, state.compressor)
         said = jax.tree.map(jnp.multiply, signs, scales)

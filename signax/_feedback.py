@@ -74,6 +74,7 @@ def error_feedback(
     def update(updates, state, params=None, **extra_args):
         _sign.require_real(updates, "error_feedback")
         _workers.require_own(updates, _workers.axes_of_memory(state), "error_feedback")
+        _memory.require_made_for(updates, state.residual, "error_feedback")
         meant = jax.tree.map(jnp.add, _memory.wide(updates), _memory.wide(state.residual))
         said, inner_state = inner.update(meant, state.inner_state, params, **extra_args)
         said = optax.tree.cast_like(said, updates)

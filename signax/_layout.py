@@ -110,6 +110,7 @@ def init_opt_state(
     specs = layout.specs
 
     def init(params):
+        params = jax.tree.map(strong, params)
         with _cut.cut_as(layout.cut):
             return _specs.from_worker(tx.init(params), specs, layout.axes)
 
@@ -126,7 +127,8 @@ def init_opt_state(
         return jax.jit(init, out_shardings=shardings)(params)
     axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=_specs.is_spec)
     names, sizes = _mesh.as_mesh(mesh).axis_names, _mesh.as_mesh(mesh).axis_sizes
-    return jax.jit(jax.vmap(tx.init, (None,), axes, axis_name=names[0], axis_size=sizes[0]))(params)
+    init = jax.vmap(tx.init, (None,), axes, axis_name=names[0], axis_size=sizes[0])
+    return jax.jit(init)(jax.tree.map(strong, params))
 
 
 def infer_layout(
@@ -198,7 +200,7 @@ def _varying_after_update(tx, params, state, varying, mesh, workers):
     except (TypeError, _workers.NotVaryingError) as error:
         is_branch = "cond branches" in str(error)
         if is_branch or isinstance(error, _workers.NotVaryingError):
-            raise ValueError(_UNSAFE_WRAPPER) from error
+            raise ValueError(f"{_UNSAFE_WRAPPER} What was found: {error}") from error
         raise
     return found
 
@@ -244,6 +246,12 @@ def _as_varying(x, axes):
 def _ordered(axes, mesh):
     ordered = tuple(axis for axis in mesh.axis_names if axis in axes)
     return ordered[0] if len(ordered) == 1 else ordered
+
+
+def strong(x: Any) -> jax.Array:
+    """Without the weak type of jnp.full(3, 0.1): a step takes it away, and JAX compiles again."""
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
 
 
 def _as_arrays(params):

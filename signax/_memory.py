@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _network, _workers
+from signax import _choices, _network, _workers
 from signax.signs import _sign
 
 
@@ -108,6 +108,7 @@ def abstaining(inner: optax.GradientTransformation) -> optax.GradientTransformat
         _sign.require_real(updates, "abstaining")
         _workers.require_own(updates, _workers.axes_of_memory(state), "abstaining")
         new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        require_made_for(updates, new_updates, "abstaining")
         _require_same_shapes(new_state, state)
         looked_at = new_updates
         if _is_in(new_updates, new_state):
@@ -156,6 +157,31 @@ def _read(updates: Any, new_state: Any, kept_state: Any) -> Any:
     )
 
 
+def require_made_for(updates: Any, memory: Any, function: str) -> None:
+    """A memory of other shapes than the gradient's would be broadcast, and the parameters too."""
+    if jax.tree.structure(updates) != jax.tree.structure(memory):
+        raise ValueError(
+            f"signax.{function}: the memory was made for a tree {jax.tree.structure(memory)} and"
+            f" the gradients are {jax.tree.structure(updates)}: make the state anew with"
+            " tx.init(params)."
+        )
+    for (path, g), m in zip(
+        jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(memory), strict=True
+    ):
+        if jnp.shape(g) != jnp.shape(m):
+            where = jax.tree_util.keystr(path) or "(the whole tree)"
+            cure = "make the state anew with tx.init(params), for the shapes of the gradients."
+            if jnp.shape(m) == (1, *jnp.shape(g)):
+                cure = (
+                    "in your own jax.shard_map take this worker's row first, opt_state ="
+                    " signax.to_worker(opt_state, specs), and give it back with signax.from_worker."
+                )
+            raise ValueError(
+                f"signax.{function}: the memory at {where} has shape {jnp.shape(m)} and its"
+                f" gradient {jnp.shape(g)}: {cure}"
+            )
+
+
 def _require_same_shapes(new_state: Any, state: Any) -> None:
     """A gradient of one row would be broadcast against its memory, and the memory lost."""
     before = jax.tree.leaves(state)
@@ -186,6 +212,7 @@ def wide(tree: Any) -> Any:
 
 def require_decay(value: Any, function: str, argument: str) -> None:
     """Raises a `ValueError` for a concrete decay outside [0, 1); a traced one passes."""
+    _choices.require_number(value, function, argument)
     if not isinstance(value, Tracer) and not 0 <= value < 1:
         raise ValueError(
             f"signax.{function}: {argument} must be in [0, 1), got {value}. It is the share of the"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from signax import _workers
@@ -59,9 +60,24 @@ def make_worker_mesh(
 
 def as_mesh(mesh: AnyMesh, axis_name: str = "workers") -> Mesh | AbstractMesh:
     """The mesh itself, or one without devices for M simulated workers."""
-    if isinstance(mesh, int):
-        return AbstractMesh((mesh,), (axis_name,), axis_types=(AxisType.Auto,))
-    return mesh
+    if isinstance(mesh, (Mesh, AbstractMesh)):
+        return mesh
+    if isinstance(mesh, bool) or not isinstance(mesh, (int, np.integer)) or mesh < 1:
+        raise ValueError(
+            f"the workers are a jax.sharding.Mesh (signax.make_worker_mesh) or, simulated, their"
+            f" number, at least 1: got {mesh!r}."
+        )
+    return AbstractMesh((int(mesh),), (axis_name,), axis_types=(AxisType.Auto,))
+
+
+def require_devices(mesh: Any) -> None:
+    """Raises a `TypeError` for a number of workers where only a mesh will do."""
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"signax.make_train_step: mesh must be a jax.sharding.Mesh (signax.make_worker_mesh),"
+            f" got {mesh!r}. For simulated workers on one device write"
+            " signax.simulate_train_step(loss_fn, tx, num_workers)."
+        )
 
 
 def require_axes(axis_names: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:

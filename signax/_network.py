@@ -33,6 +33,12 @@ def next_state(state: Any, voters: jax.Array, axis_name: _workers.AxisName | Non
     )
 
 
+def nothing_to_say(updates: Any, state: Any) -> tuple[Any, Any]:
+    """The step of a tree without coordinates, made anew: JAX types its leaves as replicated."""
+    nothing = jax.tree.map(lambda u: jnp.zeros(jnp.shape(u), jnp.result_type(u)), updates)
+    return nothing, state._replace(count=state.count + 1)
+
+
 def handle_nonfinite(
     updates: Any, num_absent: jax.Array, on_nonfinite: OnNonfinite, name: str
 ) -> Any:

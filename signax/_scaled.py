@@ -110,7 +110,7 @@ def average_scaled_signs(
         _whole.require_told(updates, axis_name, name)
         slices = _sliced(updates, axis_name)
         if slices.num_words == 0:
-            return updates, state._replace(count=state.count + 1)
+            return _network.nothing_to_say(updates, state)
         with jax.named_scope(f"signax.{name}"):
             ballot = _ballot.pack_scaled(updates)
             if bidirectional:

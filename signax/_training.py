@@ -139,6 +139,7 @@ def make_train_step(
       0.5 5.0
     """
     _step_inputs.require_steps(tx, accumulate_steps, local_steps)
+    _mesh.require_devices(mesh)
     axes = _mesh.require_axes(axis_names, mesh)
     worker_step = make_worker_step(loss_fn, tx, axes, has_aux, accumulate_steps, local_steps)
 
@@ -167,6 +168,8 @@ def make_train_step(
             axis_names={*axes},
             check_vma=check_vma,
         )
+        if mesh.explicit_axes and axes == tuple(mesh.axis_names):  # such as jax.make_mesh makes
+            batch = jax.sharding.reshard(batch, NamedSharding(mesh, PartitionSpec(axes)))
         with _cut.cut_as(layout.cut):
             new, metrics = mapped(state, batch)
         return _step_inputs.as_laid_out(new, layout, mesh), metrics
@@ -220,6 +223,11 @@ def simulate_train_step(
       0.5
     """
     _step_inputs.require_steps(tx, accumulate_steps, local_steps)
+    if isinstance(num_workers, Mesh):
+        raise TypeError(
+            "signax.simulate_train_step: num_workers is the number of simulated workers; for a mesh"
+            " write signax.make_train_step(loss_fn, tx, mesh)."
+        )
     mesh = _mesh.as_mesh(num_workers, axis_name)
     worker_step = make_worker_step(
         loss_fn, tx, (axis_name,), has_aux, accumulate_steps, local_steps
@@ -267,7 +275,7 @@ def _after_exchange(opt_state: Any, specs: Any, axes: tuple[str, ...], metrics: 
 
 def _copy(tree: Any, mesh: _mesh.AnyMesh, cut: _cut.Cut | None = None) -> Any:
     """Fresh buffers on the mesh: the state may be donated, the originals live on."""
-    copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731
+    copy = lambda tree: jax.tree.map(lambda x: _layout.strong(jnp.copy(x)), tree)  # noqa: E731
     if not isinstance(mesh, Mesh):
         return jax.jit(copy)(tree)
     shardings: Any = NamedSharding(mesh, PartitionSpec())

@@ -53,8 +53,9 @@ def majority_vote(
         All give the same bits.
       on_nonfinite: What a NaN or an infinity in a worker's update does. "abstain": that worker does
         not vote at this step. "propagate": the update is NaN on all workers, as after `lax.pmean`.
-        "error": the step raises a `FloatingPointError` that says how many workers it was (a host
-        callback at each step: for finding the cause, not for long runs). With the last two a tree
+        "error": a host callback raises a `FloatingPointError` that says how many workers it was,
+        and a jitted step fails with it as a `jax.errors.JaxRuntimeError` where its result is next
+        waited for (for finding the cause, not for long runs). With the last two a tree
         that is zero everywhere is a vote like any other.
       out_specs: Where the result is needed, as in `jax.shard_map`: None, by every worker, or a tree
         (or a prefix of one) of `PartitionSpec`. A leaf with `P("workers")`, cut along that
@@ -163,9 +164,7 @@ def _vote(
         _network.check_updates(updates, axis_name, name)
         _whole.require_told(updates, axis_name, name)
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
-            # Nothing to vote on. Made anew, so that JAX types the empty leaves as replicated.
-            nothing = jax.tree.map(lambda u: jnp.zeros(jnp.shape(u), jnp.result_type(u)), updates)
-            return nothing, state._replace(count=state.count + 1)
+            return _network.nothing_to_say(updates, state)
         with jax.named_scope(f"signax.{name}"):
             owners = _owners.shards_of(updates, out_specs, axis_name, name)
             # An owner's words stay in the order of the leaves: copies are then sent as often as

@@ -38,7 +38,8 @@ def local_value_and_grad(
       A function like `loss_fn` that returns its value and the gradient of this worker alone.
 
     Raises:
-      ValueError: When called, if an axis is not bound.
+      ValueError: When called, if an axis is not bound, or if JAX types the loss as equal on all
+        workers: it was averaged over them, and its gradient would be divided by M.
 
     Example:
       >>> loss = lambda x, target: (x - target) ** 2 / 2
@@ -51,6 +52,7 @@ def local_value_and_grad(
 
     def local(params, *args, **kwargs):
         value, gradient = value_and_grad(_workers.as_varying(params, axis_name), *args, **kwargs)
+        _require_own_loss(value[0] if has_aux else value, axis_name)
         # A parameter that the loss does not use has a zero that JAX types as the same everywhere.
         return value, _workers.as_varying(gradient, axis_name)
 
@@ -147,16 +149,15 @@ def _uniform(loss_fn: Callable, has_aux: bool) -> Callable:
     def uniform(params, batch, model_state, key):
         given = {"model_state": model_state, "key": key}
         result = loss_fn(params, batch, **{k: v for k, v in given.items() if v is not None})
-        aux = {}
-        if has_aux or model_state is not None:
-            loss, extra = result
-            if model_state is None:
-                aux = extra
-            else:
-                model_state, aux = extra if has_aux else (extra, {})
+        has_state = model_state is not None
+        loss, extra = _pair_of(result, has_aux, has_state) if has_aux or has_state else (result, {})
+        if has_state:
+            old = model_state
+            model_state, aux = _pair_of(extra, has_aux, has_state) if has_aux else (extra, {})
+            _require_same_model_state(model_state, old)
         else:
-            loss = result
-        return loss, (model_state, _require_scalars(loss, aux))
+            aux = extra
+        return _require_scalar(loss), (model_state, _require_metrics(aux))
 
     return uniform
 
@@ -212,6 +213,7 @@ def _average_model_state(new: Any, old: Any, axes: tuple[str, ...]) -> Any:
     """Float leaves: the mean over the workers where the leaf is finite, or else the old value."""
 
     def average(new, old):
+        new = jnp.asarray(new)
         if not _is_float(new):
             return new
         is_finite = jnp.all(jnp.isfinite(new))
@@ -224,16 +226,59 @@ def _average_model_state(new: Any, old: Any, axes: tuple[str, ...]) -> Any:
 
 
 def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
-def _require_scalars(loss: Any, aux: Any) -> dict[str, Any]:
-    if jnp.shape(loss) != ():
+def _pair_of(result: Any, has_aux: bool, has_state: bool) -> Any:
+    if isinstance(result, tuple) and len(result) == 2:
+        return result
+    inner = "(model_state, aux)" if has_aux and has_state else "aux" if has_aux else "model_state"
+    asked = " and ".join(["has_aux=True"] * has_aux + ["a model state"] * has_state)
+    raise ValueError(
+        f"with {asked}, loss_fn must return the pair (loss, {inner}), got"
+        f" {jax.tree.map(jnp.shape, result)} (shapes)."
+    )
+
+
+def _require_scalar(loss: Any) -> Any:
+    if not jax.tree_util.all_leaves([loss]):
+        raise ValueError(
+            f"loss_fn returned a {type(loss).__name__} and not a scalar: write has_aux=True if it"
+            " returns (loss, aux), or make the state with model_state= if it returns (loss,"
+            " model_state)."
+        )
+    if jnp.ndim(loss):
         raise ValueError(
             f"loss_fn returned a loss of shape {jnp.shape(loss)}; it must be a scalar, such as"
             " the mean over the worker's examples."
         )
-    if not isinstance(aux, dict) or any(jnp.shape(x) != () for x in aux.values()):
+    return loss
+
+
+def _require_own_loss(loss: Any, axis_name: _workers.AxisName) -> None:
+    """Of a loss that was averaged over the workers JAX's gradient is 1/M of a worker's own."""
+    missing = _workers.tracked_axes(axis_name) - _workers.varying_axes(loss)
+    if missing:
+        axis = ", ".join(sorted(map(repr, missing)))
+        raise ValueError(
+            f"the loss is the same on every worker of the axis {axis}: loss_fn averages it there"
+            " (lax.pmean or psum), so each worker's gradient would be divided by their number."
+            " Return the worker's own loss; the step reports the mean over the workers as"
+            ' metrics["loss"].'
+        )
+
+
+def _require_same_model_state(new: Any, old: Any) -> None:
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        raise ValueError(
+            "loss_fn returned a model state of another structure than it was given:"
+            f" {jax.tree.structure(new)} in place of {jax.tree.structure(old)}. Return all of it,"
+            " changed or not."
+        )
+
+
+def _require_metrics(aux: Any) -> dict[str, Any]:
+    if not isinstance(aux, dict) or any(map(_is_no_scalar, aux.values())):
         raise ValueError(
             "with has_aux=True, loss_fn must return (loss, aux) with aux a flat dict of scalars,"
             f' such as {{"accuracy": 0.9}}, got {jax.tree.map(jnp.shape, aux)}. Every entry becomes'
@@ -243,3 +288,7 @@ def _require_scalars(loss: Any, aux: Any) -> dict[str, Any]:
         if name in aux:
             raise ValueError(f"aux[{name!r}]: the step itself reports {name!r}; rename yours.")
     return aux
+
+
+def _is_no_scalar(x: Any) -> bool:
+    return not jax.tree_util.all_leaves([x]) or jnp.shape(x) != ()

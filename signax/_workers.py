@@ -41,6 +41,11 @@ def worker_index(axis_name: AxisName | None) -> jax.Array:
 
 def require_bound(axis_name: AxisName | None, link: str) -> None:
     """Raises a `ValueError` unless every axis of `axis_name` is bound where `link` runs."""
+    if isinstance(axis_name, (list, set)):
+        raise TypeError(
+            f"signax.{link}: axis_name must be a name or a tuple of names, got {axis_name!r}. Write"
+            f" axis_name={tuple(axis_name)!r}."
+        )
     for axis in axes_of(axis_name):
         try:
             jax.lax.axis_size(axis)
@@ -144,7 +149,7 @@ def require_varying(updates: Any, axis_name: AxisName | None, link: str) -> None
     """Raises a `NotVaryingError` if a leaf of `updates` is typed as equal on all workers."""
     tracked = tracked_axes(axis_name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
-        if tracked - varying_axes(leaf):
+        if jnp.size(leaf) and tracked - varying_axes(leaf):
             name = jax.tree_util.keystr(path) or "(the whole tree)"
             raise NotVaryingError(
                 f"signax.{link} over the axis {axis_name!r} was given an update that is the same on"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +77,29 @@ NO_SENSE = {
 def test_what_makes_no_sense_is_refused_at_construction(message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         NO_SENSE[message]()
+
+
+NO_NUMBER: dict[str, Callable] = {
+    "signax.signum: beta": lambda x: signax.signum(0.1, x),
+    "signax.distributed_lion: b1": lambda x: signax.distributed_lion(0.1, x),
+    "signax.ef21: beta": lambda x: signax.ef21(0.1, x),
+    "signax.diana: alpha": lambda x: signax.diana(0.1, x),
+    "signax.dense_sgd: momentum": lambda x: signax.dense_sgd(0.1, x),
+    "signax.scale_by_noisy_sign: noise_scale": lambda x: signax.noisy_sign_sgd(0.1, x),
+    "signax.one_bit_adam: freeze_steps": lambda x: signax.one_bit_adam(0.1, freeze_steps=x),
+}
+
+
+@pytest.mark.parametrize("what", NO_NUMBER)
+def test_the_axis_in_the_place_of_a_number_is_refused_at_construction(what: str):
+    with pytest.raises(TypeError, match=re.escape(f"{what} must be a number, got 'workers'")):
+        NO_NUMBER[what]("workers")
+
+
+@pytest.mark.parametrize("scale", ["linf", None, True])
+def test_a_scale_is_a_scale_or_a_number(scale: Any):
+    with pytest.raises(TypeError, match=r"^signax\.scale_by_stochastic_sign: scale must be a "):
+        signax.ssdm(0.1, scale=scale)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), jnp.array(0.0)])

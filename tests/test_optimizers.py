@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import reference
 import signax
@@ -26,7 +27,7 @@ from named_algorithms import (
     one_worker,
     params,
 )
-from workers import WORKERS, map_workers
+from workers import WORKERS, map_workers, worker_mesh
 
 
 @every
@@ -311,3 +312,39 @@ def test_signum_and_sign_sgd_take_the_steps_of_the_reference(num_workers: int):
         y, momenta = reference.signum_step(y, momenta, rows[k], gamma, beta)
         np.testing.assert_array_equal(out["sign_sgd"][:, k], np.tile(x, (num_workers, 1)))
         np.testing.assert_array_equal(out["signum"][:, k], np.tile(y, (num_workers, 1)))
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "tree", [{"w": jnp.ones((3, 2)), "e": jnp.zeros((0, 3))}, {"e": np.ones(0)}]
+)
+def test_leaves_without_coordinates_have_a_layout(name: str, tree: dict[str, Any]):
+    tx = OPTIMIZERS[name].make(0.1, axis_name=WORKERS)
+    assert jax.tree.structure(signax.state_specs(tx, tree, 4)) is not None
+
+
+@every_kind
+def test_a_state_whose_rows_were_not_taken_apart_is_refused(name: str):
+    """In one's own `jax.shard_map`, without `to_worker`: it would be broadcast, silently."""
+    tx, mesh = OPTIMIZERS[name].make(0.1, axis_name=WORKERS), worker_mesh(2)
+    p = {"w": jnp.ones((6, 3))}
+    specs = signax.state_specs(tx, p, mesh)
+    if not any(jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))):
+        return  # no worker has anything of its own
+    mapped = jax.shard_map(
+        lambda p, state: tx.update(signax.as_varying(p, WORKERS), state, p),
+        mesh=mesh,
+        in_specs=(P(), specs),
+        out_specs=(P(), specs),
+    )
+    state = signax.init_opt_state(tx, p, mesh)
+    with pytest.raises(ValueError, match=r"\(1,|signax\.to_worker"):
+        jax.eval_shape(mapped, p, state)
+
+
+def test_a_dense_mean_of_float16_stays_in_its_range():
+    g = jnp.full((8, 2), 3e4, jnp.float16)  # whose sum is none
+    tx = signax.average_gradients(WORKERS)
+    mean = jax.vmap(lambda g: tx.update(g, tx.init(g))[0], axis_name=WORKERS)(g)
+    assert mean.dtype == jnp.float16
+    np.testing.assert_array_equal(mean, g)

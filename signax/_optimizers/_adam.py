@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _average, _feedback, _memory, _network, _warmup, _workers
+from signax import _average, _choices, _feedback, _memory, _network, _warmup, _workers
 from signax._optimizers import _steps
 from signax._workers import AxisName
 
@@ -104,6 +104,7 @@ def one_bit_adam(
     def update(updates, state, params=None):
         del params
         updates = jax.tree.map(jnp.asarray, updates)
+        _memory.require_made_for(updates, state.mu, "one_bit_adam")
 
         def warm_up(updates, state):
             mean, dense_state = dense.update(updates, state.dense)
@@ -144,6 +145,7 @@ def one_bit_adam(
 
 
 def _require_dense_steps(freeze_steps: jax.typing.ArrayLike) -> None:
+    _choices.require_number(freeze_steps, "one_bit_adam", "freeze_steps")
     if not isinstance(freeze_steps, Tracer) and not freeze_steps >= 1:  # pyright: ignore[reportOperatorIssue]
         raise ValueError(
             f"signax.one_bit_adam: freeze_steps must be at least 1, got {freeze_steps}. Without a"

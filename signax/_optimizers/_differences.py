@@ -218,6 +218,7 @@ def diana(
 
 
 def _require_rate(alpha: jax.typing.ArrayLike) -> None:
+    _choices.require_number(alpha, "diana", "alpha")
     if not isinstance(alpha, Tracer) and not 0 < alpha <= 1:  # pyright: ignore[reportOperatorIssue]
         raise ValueError(
             f"signax.diana: alpha must be in (0, 1], got {alpha}. It is the share of a difference"

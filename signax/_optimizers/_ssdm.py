@@ -57,7 +57,8 @@ def ssdm(
       axis_name: The workers' axis or a tuple of axes; None is one worker without a network.
       scale: R of the stochastic sign (`Scale`); a fixed number is sto-sign.
       rescale: Whether each worker's R travels with its signs (`average_scaled_signs`): one bit per
-        coordinate and a scale per leaf up, 32 bits per coordinate down.
+        coordinate and a scale per leaf up, 32 bits per coordinate down. The step is as large as R:
+        for float16 leaves, an R above 65,504 is infinite and its worker abstains.
       sign: "stochastic", or "deterministic": no randomness, 2 bits per coordinate up as the zeros
         are the paper's, and `scale` is not used.
       wire: "packed", "lanes" or "float32": `average_signs`.

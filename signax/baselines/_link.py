@@ -58,12 +58,11 @@ def make(
             " whole (PartitionSpec()), or use signax.compressed_mean or a vote.",
         )
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
-            # Made anew, so that JAX types the empty leaves as replicated.
-            nothing = jax.tree.map(lambda u: jnp.zeros(jnp.shape(u), jnp.result_type(u)), updates)
-            return nothing, state._replace(count=state.count + 1)
+            return _network.nothing_to_say(updates, state)
         with jax.named_scope(f"signax.{name}"):
             meant = _memory.wide(updates)
             if has_feedback:
+                _memory.require_made_for(updates, state.residual, name)
                 meant = jax.tree.map(jnp.add, meant, _memory.wide(state.residual))
             is_voting = _sign.all_finite(updates, meant)
             # Zeros in place of NaN: an absent worker's numbers still pass through the sums.

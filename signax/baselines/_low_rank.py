@@ -80,7 +80,7 @@ def average_low_rank(
     def exchange(updates, is_voting, state):
         leaves, treedef = jax.tree.flatten(updates)
         shapes = [_shape_of_factor(a, rank) for a in leaves]
-        factors = _cut(state.memory, [shape for shape in shapes if shape])
+        factors = _cut(state.memory, [shape for shape in shapes if shape]) if any(shapes) else []
         matrices = [_as_matrix(a) for a, shape in zip(leaves, shapes, strict=True) if shape]
         dense = [a for a, shape in zip(leaves, shapes, strict=True) if not shape]
         products = [_times(a, q) for a, q in zip(matrices, factors, strict=True)]
@@ -134,9 +134,9 @@ def _shape_of_factor(leaf: Any, rank: int) -> tuple[int, int] | None:
     return None if len(shape) < 2 or rank * (rows + columns) >= size else (columns, rank)
 
 
-def _laid_end_to_end(factors: list[jax.Array]) -> jax.Array:
+def _laid_end_to_end(factors: list[jax.Array]) -> jax.Array | None:
     """All Q in one vector: a leaf of the state that does not look like parameters to Optax."""
-    return jnp.concatenate([jnp.zeros(0, jnp.float32), *(q.reshape(-1) for q in factors)])
+    return jnp.concatenate([q.reshape(-1) for q in factors]) if factors else None
 
 
 def _cut(vector: jax.Array, shapes: list[tuple[int, int]]) -> list[jax.Array]:

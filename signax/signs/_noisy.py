@@ -161,6 +161,7 @@ def _draw(
 
 def _require(noise_scale: jax.typing.ArrayLike, noise: Noise, function: str) -> None:
     _choices.require(noise, Noise, function, "noise")
+    _choices.require_number(noise_scale, function, "noise_scale")
     if not isinstance(noise_scale, Tracer) and not np.asarray(noise_scale) >= 0:
         raise ValueError(
             f"signax.{function}: noise_scale must not be negative, got {noise_scale}. It is the"

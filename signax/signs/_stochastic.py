@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _workers
+from signax import _choices, _workers
 from signax._shards import _nesting, _whole
 from signax.signs import _random, _scales, _sign
 
@@ -104,7 +104,7 @@ def scale_by_stochastic_sign(
         independent; None for one worker.
       scale: How R is found (`Scale`), or a fixed positive number: sto-sign (Jin et al. 2020).
       rescale: Whether the signs are multiplied by R, in the dtype of the leaf: an unbiased estimate
-        of the gradient, for `average_scaled_signs`.
+        of the gradient, for `average_scaled_signs`. An R above 65,504 is infinite in float16.
 
     Returns:
       A transformation whose updates hold -1 and +1 (with `rescale`: -R and +R, and 0 in a leaf
@@ -149,7 +149,15 @@ def scale_by_stochastic_sign(
 
 def require_scale(scale: _scales.Scale | float, function: str) -> None:
     """Raises a `ValueError` for a concrete fixed scale that is not positive."""
-    if not isinstance(scale, _scales.Scale) and not isinstance(scale, Tracer) and not scale > 0:
+    if isinstance(scale, _scales.Scale):
+        return
+    if isinstance(scale, str) or scale is None:
+        raise TypeError(
+            f"signax.{function}: scale must be a signax.Scale or a number, got {scale!r}. Write"
+            f" scale=signax.Scale({'' if scale is None else repr(scale)})."
+        )
+    _choices.require_number(scale, function, "scale")
+    if not isinstance(scale, Tracer) and not scale > 0:
         raise ValueError(f"signax.{function}: scale must be positive, got {scale}.")
 
 
