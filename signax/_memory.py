@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -207,7 +208,7 @@ def guarded(
 def wide(tree: Any) -> Any:
     """At least float32: (1 - beta) g in bfloat16 would be wrong by up to 0.4 %."""
     tree = jax.tree.map(jnp.asarray, tree)
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+    return jax.tree.map(lambda x: x.astype(np.promote_types(x.dtype, np.float32)), tree)
 
 
 def require_decay(value: Any, function: str, argument: str) -> None:

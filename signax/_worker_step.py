@@ -181,7 +181,7 @@ def _accumulate(gradient, params, model_state, batch, key, num_steps, axes):
     first = jax.tree.map(lambda x: x[0], batches)
     like = jax.eval_shape(on_micro_batch, model_state, 0, first)[1]
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like
+        lambda x: jnp.zeros(x.shape, x.dtype if x.dtype == jnp.float64 else jnp.float32), like
     )
     carry = (model_state, _workers.as_varying(zeros, axes))
     (model_state, total), _ = jax.lax.scan(add, carry, (jnp.arange(num_steps), batches))

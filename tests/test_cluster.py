@@ -1,10 +1,13 @@
 """Who is one of several processes, and what a person reads of the runtime's errors."""
 
+import socket
+
 import numpy as np
 import pytest
 
 from signax.experiments import agreement, cli, cluster, fleet, native_log
 from signax.experiments.errors import UsageError
+from workers import run_python
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,10 @@ def test_a_launchers_environment_says_whether_a_process_is_alone(
             "--coordinator=here: write HOST:PORT",
         ),
         (
+            ["train", "--coordinator=here:99999", "--num_processes=2", "--process_id=0"],
+            "--coordinator=here:99999: write HOST:PORT",
+        ),
+        (
             ["train", "--coordinator=a:1", "--num_processes=2", "--process_id=2"],
             "2 processes are numbered 0 to 1",
         ),
@@ -55,6 +62,19 @@ def test_a_mistake_is_one_line_and_status_2(
     assert error.startswith("signax: error: ")
     assert error.count("\n") == 1
     assert hint in error
+
+
+def test_a_coordinator_whose_port_is_taken_says_so():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"cannot listen at {address}: Address already in use"):
+            cluster.join(cluster.Meeting(address, 2, 0))
+
+
+def test_one_process_of_a_launcher_is_one_worker():
+    code = "from signax.experiments.workers import make_mesh; print(make_mesh(None).size)"
+    assert run_python(code, JAX_NUM_PROCESSES="1").stdout == "1\n"
+    assert run_python(code).stdout == "8\n"
 
 
 def test_one_process_alone_agrees_with_itself():

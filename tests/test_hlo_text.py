@@ -69,6 +69,24 @@ def test_a_loop_counts_as_often_as_it_is_known_to_run(trips: str, times: int, is
     assert found.bits == times * SENT["all-reduce"]
 
 
+@pytest.mark.parametrize(
+    ("trips", "times", "is_exact"),
+    [(', backend_config={"known_trip_count":{"n":"5"}}', 6, True), ("", 1, False)],
+)
+def test_the_condition_of_a_loop_runs_once_more_than_its_body(
+    trips: str, times: int, is_exact: bool
+):
+    line = f"%w = f32[64]{{0}} while(%p), condition=%body, body=%other{trips}"
+    (found,) = _hlo.read_collectives(module(line, others=BODY))
+    assert (found.times, found.exact) == (times, is_exact)
+
+
+def test_what_a_worker_keeps_is_not_sent():
+    line = "%r = f32[64]{0} collective-permute(%p), source_target_pairs={{0,0},{1,1}}"
+    (found,) = _hlo.read_collectives(module(line))
+    assert (found.bits, found.group_size) == (0, 1)
+
+
 def test_a_call_is_exact_and_the_branches_of_a_condition_are_not():
     called = module("%w = f32[64]{0} call(%p), to_apply=%body", others=BODY)
     (found,) = _hlo.read_collectives(called)

@@ -348,3 +348,16 @@ def test_a_dense_mean_of_float16_stays_in_its_range():
     mean = jax.vmap(lambda g: tx.update(g, tx.init(g))[0], axis_name=WORKERS)(g)
     assert mean.dtype == jnp.float16
     np.testing.assert_array_equal(mean, g)
+
+
+@every_kind
+@pytest.mark.usefixtures("strict_dtypes")
+def test_16_bits_need_no_implicit_promotion(name: str):
+    tx = OPTIMIZERS[name].make(0.1, axis_name=WORKERS)
+    p = {"a": jnp.ones((6, 3), jnp.bfloat16), "b": jnp.ones(5, jnp.float16)}
+
+    def step(p, g):
+        return tx.update(g, tx.init(p), p)[0]
+
+    update = jax.vmap(step, (None, 0), axis_name=WORKERS)
+    jax.eval_shape(update, p, jax.tree.map(lambda x: jnp.stack([x, x]), p))

@@ -1,5 +1,6 @@
 """The folder of a run: what it holds, how a stopped run goes on, and what it refuses."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -23,6 +24,8 @@ from signax.experiments.experiment import make_experiment
 from signax.experiments.train import _Run, train
 from signax.experiments.workdir import Workdir
 from workers import run_python
+
+RESUME = ("train", *SHORT, "--workdir=run", "--resume", "--config.optimizer.name=ssdm")
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -181,6 +184,31 @@ def test_no_seed_is_trained_where_one_of_them_would_be_refused(
     assert not Path("run,seed=4").exists()
 
 
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("damage", ["", None])
+def test_a_checkpoint_without_metrics_is_a_run(damage: str | None, capsys: pytest.CaptureFixture):
+    metrics = Path("run/metrics.jsonl")
+    metrics.unlink() if damage is None else metrics.write_text(damage)
+    assert cli.main(["train", *SHORT, "--workdir=run"]) == 2
+    assert "run already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "text"), [("run.json", "{"), ("metrics.jsonl", "{\n")])
+@pytest.mark.usefixtures("run")
+def test_a_damaged_file_is_named(name: str, text: str, capsys: pytest.CaptureFixture):
+    Path("run", name).write_text(text)
+    assert cli.main([*RESUME, "--config.num_workers=4"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"signax: error: run/{name} is not JSON: '{{'. Mend the file")
+    assert error.count("\n") == 1
+
+
+def test_two_runs_never_write_in_one_folder(run: Path, capsys: pytest.CaptureFixture):
+    with contextlib.closing(Workdir(run, {}, 4, resume=False, overwrite=True)):
+        assert cli.main(["train", *SHORT, "--workdir=run", "--overwrite"]) == 2
+        assert "another process is training in run" in capsys.readouterr().err
+
+
 @thorough
 def test_a_run_is_not_written_over_unasked(run: Path, capsys: pytest.CaptureFixture):
     before = (run / "metrics.jsonl").read_bytes()
@@ -190,9 +218,6 @@ def test_a_run_is_not_written_over_unasked(run: Path, capsys: pytest.CaptureFixt
     (run / "notes.txt").write_text("mine")
     assert cli.main(["train", *SHORT, "--workdir=run", "--overwrite"]) == 0
     assert (run / "notes.txt").read_text() == "mine"
-
-
-RESUME = ("train", *SHORT, "--workdir=run", "--resume", "--config.optimizer.name=ssdm")
 
 
 @pytest.mark.usefixtures("run")

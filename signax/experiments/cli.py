@@ -43,6 +43,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     processes.end_with_parent()
+    for stream in ("stdout", "stderr"):  # closed by `>&-`
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     try:
         status = _run(name, rest)

@@ -13,6 +13,7 @@ before they have agreed on anything, such as how many devices each of them has.
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import traceback
@@ -60,10 +61,16 @@ def meeting_of(environment: Any = os.environ) -> Meeting | None:
     return Meeting() if several or "," in environment.get("TPU_WORKER_HOSTNAMES", "") else None
 
 
+def is_launched(environment: Any = os.environ) -> bool:
+    """Whether a launcher has started this process, maybe as the only one."""
+    return _number(environment.get(NUM_PROCESSES)) > 0
+
+
 def checked(meeting: Meeting) -> Meeting:
     """The meeting, if its numbers can be true."""
     address, num, rank = meeting
-    if not re.fullmatch(r".+:\d+", address or ""):
+    port = re.fullmatch(r".+:(\d+)", address or "")
+    if not port or not 0 < int(port[1]) < 2**16:
         raise UsageError(f"--coordinator={address}: write HOST:PORT, such as 10.0.0.1:8476.")
     if num is not None and rank is not None and rank >= num:
         raise UsageError(
@@ -80,6 +87,8 @@ def join(meeting: Meeting, heartbeat_timeout: int = HEARTBEAT_TIMEOUT) -> None:
       heartbeat_timeout: After so many seconds without a sign of life a process counts as dead, and
         all the others end. As long is waited, at the start, for all to come.
     """
+    if meeting.process_id == 0 and meeting.coordinator:
+        _require_free_port(meeting.coordinator)
     global _num_processes
     config: Any = jax.config
     if not config.jax_cpu_collectives_implementation:
@@ -129,6 +138,18 @@ def _end(error: BaseException) -> NoReturn:
         farewell.join(_FAREWELL)
     # Not sys.exit: at the interpreter's end JAX would wait for the others, and they for this one.
     os._exit(130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1))
+
+
+def _require_free_port(address: str) -> None:
+    """Where the port is taken gRPC would end this process by a signal."""
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            ours.bind(("", int(address.rpartition(":")[2])))
+        except OSError as error:
+            raise UsageError(
+                f"the coordinator cannot listen at {address}: {error.strerror}. Pass another port."
+            ) from error
 
 
 def num_processes() -> int | None:

@@ -5,6 +5,7 @@ run (1 where a signal did).
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -74,7 +75,8 @@ def _run(num: int, command: Sequence[str], environment: dict[str, str]) -> fleet
 
 
 def _write(rank: int, line: str, to: IO[str]) -> None:
-    print(f"[{rank}] {line.rstrip()}", file=to, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # `signax launch ... | head`: nobody reads on
+        print(f"[{rank}] {line.rstrip()}", file=to, flush=True)
 
 
 def _going_on(command: Sequence[str], is_other_number: bool) -> list[str]:
@@ -88,8 +90,8 @@ def _advice(num: int, command: Sequence[str], end: fleet.End) -> str:
     if end.status == _MISTAKE:
         return ""
     kept = [flag for flag in command if "overwrite" not in flag and "resume" not in flag]
-    again = shlex.join(["signax", "launch", "-n", str(num), "--", *kept, "--resume"])
-    return f" Go on from the last checkpoint with: {again}"
+    again = shlex.join(["signax", "launch", "-n", str(num), "--", *kept, "--resume_or_start"])
+    return f" Go on from the last checkpoint, if there is one, with: {again}"
 
 
 def _parse(argv: Sequence[str]) -> tuple[Any, list[str]]:

@@ -7,6 +7,7 @@ whether to stop earlier is agreed upon before each evaluation.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -101,22 +102,22 @@ def train(
     )  # before the processes compare: that starts JAX
     require_same_run(config, workdir, resume, overwrite, change_num_workers, check_sync_every)
     experiment = make_experiment(config)
-    folder = Workdir(
-        workdir,
-        config.to_dict(),
-        experiment.num_workers,
-        resume=resume,
-        overwrite=overwrite,
-        may_change_workers=change_num_workers is not None,
-    )
-    checkpoints = Checkpoints(workdir)
-    try:
+    with ExitStack() as stack:
+        folder = Workdir(
+            workdir,
+            config.to_dict(),
+            experiment.num_workers,
+            resume=resume,
+            overwrite=overwrite,
+            may_change_workers=change_num_workers is not None,
+        )
+        stack.callback(folder.close)
+        checkpoints = Checkpoints(workdir)
+        stack.callback(checkpoints.close)
         state = _first_or_saved_state(experiment, folder, checkpoints, change_num_workers)
         run = _Run(experiment, folder, checkpoints, state, check_sync_every, on_metrics)
         run.go_on()
         return run.finish()
-    finally:
-        checkpoints.close()
 
 
 def _first_or_saved_state(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags, logging
 
 from signax.experiments import cluster
@@ -174,9 +175,12 @@ def _one_per_seed(config: Config, folder: Path, seeds: Sequence[str]) -> list[tu
 
 def _interrupted(step: int, num_steps: int, path: Path, argv: Sequence[str]) -> int:
     again = [part for part in argv if part.lstrip("-").partition("=")[0] not in _SWITCHES]
+    start = ["signax", "train"]
+    if os.environ.get(LAUNCHED_AT):
+        start = ["signax", "launch", "-n", str(jax.process_count()), "--", "train"]
     _say(
         f"\nstopped at step {step:,} of {num_steps:,}; the checkpoint is in {path}. Go on with:\n"
-        f"  {shlex.join(['signax', 'train', *again, '--resume'])}",
+        f"  {shlex.join([*start, *again, '--resume'])}",
         sys.stderr,
     )
     return 130

@@ -20,6 +20,8 @@ from signax.experiments.errors import UsageError
 
 Row = dict[str, float]
 
+_DAMAGED = "Mend the file by hand, or start the run again with --overwrite."
+
 _METRICS = "metrics.jsonl"
 _WRITTEN = ("run.json", _METRICS, "curves.png", "result.json")
 # Fields that a continued run may change: they alter no step.
@@ -31,7 +33,8 @@ _FREE_WITH_WORKERS = (*_FREE_FIELDS, "num_workers", "devices_per_worker", "batch
 def require_no_run(path: Path) -> None:
     """Raises a `UsageError` if a run that has begun lies here."""
     metrics = path / _METRICS
-    if metrics.exists() and metrics.stat().st_size > 0:
+    has_row = metrics.exists() and metrics.stat().st_size > 0
+    if has_row or any((path / "checkpoints").glob("[0-9]*")):
         raise UsageError(
             f"{path} already holds a run: --resume continues it, --overwrite starts it again,"
             " --workdir=DIR starts a new one elsewhere."
@@ -40,7 +43,7 @@ def require_no_run(path: Path) -> None:
 
 def what_was_run(path: Path) -> dict[str, Any]:
     """All that decides the steps of the run that lies here, its seed as "config.seed"."""
-    saved = json.loads((path / "run.json").read_text())
+    saved = _described(path)
     return {
         "num_workers": saved["num_workers"],
         **{f"config.{k}": v for k, v in _fields(saved).items() if k not in _FREE_FIELDS},
@@ -72,6 +75,7 @@ class Workdir:
         """
         self.path = path
         self._may_change_workers = may_change_workers
+        self._claimed: int | None = None
         self._run = json.loads(json.dumps({"num_workers": num_workers, "config": config}))
         self.saved_num_workers: int = cluster.from_first(lambda: self._open(resume, overwrite))
         self._require_shared()
@@ -80,6 +84,9 @@ class Workdir:
         """Returns how many workers the run that lies here had."""
         try:
             return self._open_or_fail(self._run, resume, overwrite)
+        except UsageError:
+            self.close()
+            raise
         except OSError as error:
             reason = error.strerror or error
             raise UsageError(
@@ -106,17 +113,42 @@ class Workdir:
             )
         if not (resume or overwrite):
             require_no_run(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._claim()
         saved = run
         if resume:
-            saved = json.loads(described.read_text())
+            saved = _described(self.path)
             _check_same_run(saved, run, self._may_change_workers)
         if overwrite:
             self._remove_run()
-        self.path.mkdir(parents=True, exist_ok=True)
         self._metrics.touch()
         if saved["num_workers"] == run["num_workers"]:
-            self._replace("run.json", run)
+            self._replace("run.json", json.dumps(run, indent=2) + "\n")
         return saved["num_workers"]
+
+    def _claim(self) -> None:
+        """Keeps other runs out until `close` or the end of the process."""
+        try:
+            import fcntl  # not on Windows
+        except ModuleNotFoundError:
+            return
+        self._claimed = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise UsageError(
+                f"another process is training in {self.path}: wait for its end, or pass another"
+                " --workdir."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+
+    def close(self) -> None:
+        """Lets other runs in."""
+        if self._claimed is not None:
+            os.close(self._claimed)
+            self._claimed = None
 
     def describe_run(self) -> None:
         """Writes `run.json`; with another number of workers, not before their first checkpoint."""
@@ -138,9 +170,9 @@ class Workdir:
 
         def rewind() -> list[Row]:
             lines = self._metrics.read_text().splitlines(keepends=True)
-            rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            rows = [_parsed(line, self._metrics) for line in lines if line.endswith("\n")]
             kept = [row for row in rows if row["step"] <= step]
-            self._metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            self._replace(_METRICS, "".join(json.dumps(row) + "\n" for row in kept))
             return kept
 
         return cluster.from_first(rewind)
@@ -154,11 +186,11 @@ class Workdir:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes one of the JSON files."""
         if cluster.is_first():
-            self._replace(name, content)
+            self._replace(name, json.dumps(content, indent=2) + "\n")
 
-    def _replace(self, name: str, content: Mapping[str, Any]) -> None:
+    def _replace(self, name: str, text: str) -> None:
         new = self.path / f".{name}.new"
-        new.write_text(json.dumps(content, indent=2) + "\n")
+        new.write_text(text)
         os.replace(new, self.path / name)
 
 
@@ -179,6 +211,21 @@ def _check_same_run(
                 f"the run to resume has config.{name}={old.get(name)!r} and this one "
                 f"{new.get(name)!r}: pass --config.{name}={old.get(name)}, or another --workdir."
             )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """`run.json`."""
+    saved = _parsed((path / "run.json").read_text(), path / "run.json")
+    if not {"num_workers", "config"} <= {*saved}:
+        raise UsageError(f"{path / 'run.json'} does not describe a run: {_DAMAGED}")
+    return saved
+
+
+def _parsed(text: str, file: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{file} is not JSON: {text.strip()[:40]!r}. {_DAMAGED}") from error
 
 
 def _fields(saved: Mapping[str, Any]) -> dict[str, Any]:

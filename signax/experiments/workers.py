@@ -23,7 +23,7 @@ def make_mesh(num_workers: int | None, devices_per_worker: int = 1) -> Mesh:
 
     Args:
       num_workers: M. None: all accelerators if there are two or more, else eight CPU devices; of
-        several processes, one CPU device each.
+        processes that a launcher started, one CPU device each.
       devices_per_worker: above 1 each worker has so many devices, on a second axis of the mesh,
         over which its parameters are cut.
     """
@@ -33,7 +33,8 @@ def make_mesh(num_workers: int | None, devices_per_worker: int = 1) -> Mesh:
     num_processes = jax.process_count()
     accelerators = [device for device in jax.devices() if device.platform != "cpu"]
     if num_workers is None:
-        alone = _DEFAULT_NUM_WORKERS if num_processes == 1 else num_processes
+        is_on_its_own = num_processes == 1 and not cluster.is_launched()
+        alone = _DEFAULT_NUM_WORKERS if is_on_its_own else num_processes
         all_devices = len(accelerators) if len(accelerators) > 1 else alone
         num_workers = max(1, all_devices // devices_per_worker)
     _require_divisible(num_workers, num_processes)

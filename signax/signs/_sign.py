@@ -237,7 +237,7 @@ def any_of(flags: Sequence[jax.Array]) -> jax.Array:
     By a sort, which XLA does not fuse: it would fuse a reduction over all leaves into each leaf's
     own work, and with 200 leaves compile and evaluate it 200 times.
     """
-    return jax.lax.sort(jnp.stack(flags))[-1] != 0
+    return jax.lax.sort(jnp.stack(flags))[-1].astype(bool)
 
 
 def _bad(same: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:

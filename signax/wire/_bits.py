@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from signax.wire import _contiguous
 
@@ -50,7 +51,7 @@ def pack_bits(mask: jax.typing.ArrayLike) -> jax.Array:
       >>> signax.pack_bits(jnp.array([True, False, False, True]))
       Array([9], dtype=uint8)
     """
-    return pack_masks([jnp.asarray(mask) != 0])
+    return pack_masks([jnp.asarray(mask).astype(bool)])
 
 
 def unpack_bits(words: jax.typing.ArrayLike, size: int) -> jax.Array:
@@ -116,7 +117,7 @@ def unpack_planes(
 ) -> jax.Array:
     """`sum_i weights[i] * planes[i]` for the first `size` coordinates, in one pass, as `dtype`."""
     # Sums of small floats would round: bfloat16 holds no integer above 256 exactly.
-    wide = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
+    wide = np.promote_types(dtype, np.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     total = jnp.zeros(size, wide)
     for plane, weight in zip(planes, weights, strict=True):
         is_set = jnp.unpackbits(plane, count=size, bitorder="little") != 0
@@ -158,7 +159,7 @@ def compare_planes(planes: Planes, threshold: jax.typing.ArrayLike) -> tuple[jax
 
 def _sign_codes(x: jax.Array) -> jax.Array:
     """Positive in the low byte and negative in the high one, both for NaN and infinity."""
-    x = jnp.ravel(x).astype(jnp.promote_types(x.dtype, jnp.float32))  # else each bfloat16 op rounds
+    x = jnp.ravel(x).astype(np.promote_types(x.dtype, np.float32))  # else each bfloat16 op rounds
     x = x + (x - x)  # an infinity becomes a NaN, for which both comparisons are false
     positive = jnp.where(x <= 0, jnp.uint32(0), jnp.uint32(1))
     return positive + jnp.where(x >= 0, jnp.uint32(0), jnp.uint32(256))

@@ -24,6 +24,7 @@ _INSTRUCTION = re.compile(
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\{|\{)$")
 _ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,<=]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -45,7 +46,7 @@ class Collective:
     @property
     def group_size(self) -> int:
         """Workers in the largest group."""
-        return max(map(len, self.groups))
+        return max(len({*group}) for group in self.groups)
 
 
 def read_collectives(hlo: str) -> Iterator[Collective]:
@@ -71,6 +72,9 @@ def read_collectives(hlo: str) -> Iterator[Collective]:
                 sure = (
                     exact and opcode != "conditional" and (opcode != "while" or trips is not None)
                 )
+                if opcode == "while" and (condition := _CONDITION.search(rest)):
+                    asked = times * (int(trips[1]) + 1) if trips else times  # once more than run
+                    yield from walk(condition[1], asked, sure, branch)
                 for index, called in enumerate(_called(rest)):
                     under = index if opcode == "conditional" else branch
                     yield from walk(called, inside, sure, under)
@@ -101,6 +105,8 @@ def _collective(
         arrays = arrays[:1]  # the others say where to put it
     groups = replica_groups(rest) or (everyone,)
     bits = sum(_dtype_bits(dtype) * elements for dtype, elements in arrays)
+    if kind == "collective-permute" and all(len({*pair}) == 1 for pair in groups):
+        bits = 0  # each keeps its own
     scope = re.search(r'op_name="([^"]*)"', rest)
     return Collective(
         kind=kind,

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the steps: words of names, or package.module:function; by ;",
     )
     add("--rounds", type=_count, help="at most; default: 15")
-    add("--seconds", type=float, help="after which a group begins no new round; default: 60")
+    add("--seconds", type=_seconds, help="after which a group begins no new round; default: 60")
     add("--processes", type=_count, help="local processes, joined by gloo")
     add("--bandwidth", type=parse_bandwidth, help="of each process's link: 100mbit, 1gbit")
     add("--mesh", type=parse_mesh, help="HOSTSxDEVICES: memory and bits of a model cut inside")
@@ -101,7 +102,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    return int(float(text))
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)  # which argparse says
+    return int(number)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise ValueError(text)
+    return number
 
 
 def _words(text: str) -> tuple[str, ...]:

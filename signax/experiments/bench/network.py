@@ -7,7 +7,7 @@
 The namespaces have no names: they belong to processes that hold them open, and the kernel removes
 them, with all their links, when the last of these ends. So there is nothing to clean up but
 processes. Gloo listens where the host's name points to, so each namespace also has a host name of
-its own, and an /etc/hosts that only it sees.
+its own, and an /etc/hosts that only it sees: a file in the temporary folder, which SIGKILL leaves.
 """
 
 import contextlib
