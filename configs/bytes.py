@@ -13,14 +13,14 @@ Expect   full: steps until 3.8 bits per byte of test text, looked at every 16 (d
          --config.hidden_size=192 --config.text.num_layers=2 --config.num_steps=200
          --config.eval_every=40 (and freeze_steps=30). Seed 0, Python 3.11.7: the text is a little
          another one in other versions. "-": not measured; "no": not in 240 steps, which end at
-         4.089, 3.844 and 3.825
+         4.089, 3.844 and 3.825. Another CPU rounds otherwise: distributed_lion took 144 on one
 
     RUN               ties    full   small   bits per coordinate, worker, step
     adamw             -        128   3.781   48
     adamw_bfloat16    -        128   -       24
     adamw_low_rank    -        160   -        0.94
     power_sgd         -        144   3.770    0.94
-    distributed_lion  zero     144   -        3
+    distributed_lion  zero     128   -        3
     signum            zero     160   3.748    3
     one_bit_adam      -        no    4.058    1.5, and 48 in the first steps
     ssdm_shared       -        no    3.999    3

@@ -15,7 +15,17 @@ def page(face: Path) -> str:
         ]
         if directives:
             lines += [f"## {title}", "", "```{eval-rst}", *directives, "```", ""]
-    return "\n".join(lines)
+    directives = [f".. autofunction:: signax.baselines.{name}" for name in _baselines(face)]
+    lines += ["## `signax.baselines`", "", "What the sign methods are compared with.", ""]
+    return "\n".join([*lines, "```{eval-rst}", *directives, "```", ""])
+
+
+def _baselines(face: Path) -> list[str]:
+    """The public functions of `signax.baselines`."""
+    tree = ast.parse((face.parent / "baselines" / "__init__.py").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    names = [alias.name for node in imports for alias in node.names]
+    return sorted(name for name in names if not name[0].isupper())
 
 
 def _rooms(source: str) -> list[tuple[str, list[str]]]:

@@ -27,11 +27,13 @@ MAY_BE_THERE = {
     "signax-optax", "typing-extensions",
 }  # fmt: skip
 VOTE = """
+import pathlib
 import jax, jax.numpy as jnp, signax
 tx = signax.signum(0.5, axis_name="workers")
 step = jax.vmap(lambda g: tx.update(g, tx.init(g))[0], axis_name="workers", out_axes=None)
 assert step(jnp.array([[4.0, 1.0], [5.0, 1.0], [jnp.nan, -9.0]])).tolist() == [-0.5, -0.5]
 assert "site-packages" in signax.__file__, signax.__file__
+assert (pathlib.Path(signax.__file__).parent / "py.typed").exists()
 """
 IMPORT = """
 import jax, optax, time
@@ -73,7 +75,7 @@ def _check_wheel(wheel: Path, python: str, venv: Path) -> None:
     _require(not extra, f"the wheel also installed {sorted(extra)}")
     _run(inside, VOTE)
     train = subprocess.run([venv / "bin" / "signax", "train"], capture_output=True, text=True)
-    is_one_line = train.stderr.count("\n") == 1 and "signax-optax[train]" in train.stderr
+    is_one_line = train.stderr.count("\n") == 1 and "signax[train]" in train.stderr
     _require(train.returncode == 2 and is_one_line, f"`signax train` said: {train.stderr}")
     cost = _cost_of_import(inside)
     jax = next(line for line in installed if line.startswith("jax=="))

@@ -86,8 +86,8 @@ def test_a_missing_extra_names_the_line_that_installs_it():
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "signax: error: `signax train` needs flax, which is not installed: "
-        "pip install 'signax-optax[train]'\n"
+        "signax: error: `signax train` needs flax, which is not installed: install signax-optax"
+        " with its extra `train`, such as pip install './signax[train]' beside a clone.\n"
     )
 
 

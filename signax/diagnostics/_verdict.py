@@ -154,8 +154,8 @@ def _shape_line(total: Any) -> str:
 def _agreement_line(total: Any) -> str:
     return (
         f"between the workers lies {total.disagreement:.2g} times the variance of one draw, and"
-        f" {total.disagreement_to_gradient:.2g} times the squared gradient (harm from"
-        f" {DISAGREEMENT_TO_NOISE:g} and {DISAGREEMENT_TO_GRADIENT:g} on)."
+        f" {total.disagreement_to_gradient:.2g} times the squared gradient (harm if"
+        f" above {DISAGREEMENT_TO_NOISE:g} and {DISAGREEMENT_TO_GRADIENT:g}, both)."
     )
 
 

@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.partition(".")[0] == "signax":
             raise  # a mistake of ours, not a missing extra
         return _fail(
-            f"`signax {name}` needs {error.name}, which is not installed: "
-            "pip install 'signax-optax[train]'"
+            f"`signax {name}` needs {error.name}, which is not installed: install signax-optax with"
+            " its extra `train`, such as pip install './signax[train]' beside a clone."
         )
 
 

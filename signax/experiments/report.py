@@ -33,7 +33,9 @@ def report(result: Result) -> str:
 
 
 def _ties(result: Result) -> str:
-    return f'ties="{result.ties}"' if result.ties else "no vote, so no ties"
+    if result.ties:
+        return f'ties="{result.ties}"'
+    return "ties as the function says" if ":" in result.optimizer else "no vote, so no ties"
 
 
 def _ratio(result: Result) -> str:
