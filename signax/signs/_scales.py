@@ -101,14 +101,14 @@ class Scale:
 class Norms(NamedTuple):
     """mantissa * unit, the unit a power of two: 1e-30 and 3e38 keep all their bits."""
 
-    mantissa: jax.Array  # float32[] or float32[number of blocks]
+    mantissa: jax.Array  # float32, of any shape
     unit: jax.Array  # the same
 
 
 class Scales(NamedTuple):
-    """R for each leaf of one worker's gradient."""
+    """The R of one worker's gradient."""
 
-    norms: list[Norms]
+    norms: list[Norms]  # all in one, [1] or [leaves]; or in blocks one for each leaf, [blocks]
     is_finite: jax.Array  # bool[]: whether the gradient is
     largest: jax.Array | None  # float32[number of scales]: the largest so far, if it is kept
 
@@ -121,26 +121,33 @@ def find(
     step: jax.Array,
     shards: _whole.Shards = None,
 ) -> Scales:
-    """R for each leaf, and whether this worker's gradient is finite."""
+    """R for all leaves (`per_leaf`), and whether this worker's gradient is finite."""
     if not isinstance(scale, Scale):
-        fixed = normalized(jnp.asarray(scale, jnp.float32))
-        return Scales([fixed] * len(leaves), _sign.all_finite(leaves), None)
+        fixed = normalized(jnp.asarray(scale, jnp.float32)[None])
+        return Scales([fixed], _sign.all_finite(leaves), None)
     groups = [leaves] if scale.scope == "global" else [[leaf] for leaf in leaves]
     if shards is not None:
-        norms = _norms_of_shards(leaves, shards, scale)
+        norms = [_norms_of_shards(leaves, shards, scale)]
     elif isinstance(scale.scope, int):
         norms = [_block_norms(leaf, scale.norm, scale.scope) for leaf in leaves]
     else:
-        norms = [norm_of(group, scale.norm) for group in groups]
+        norms = [norms_of(groups, scale.norm)]
     is_finite = ~_sign.any_of([jnp.any(~jnp.isfinite(norm.mantissa)) for norm in norms])
     if scale.running or (scale.shared and axis_name is not None):
         own = _largest_so_far(norms, is_finite, largest)
         found = _shared(own, scale, axis_name, step)
         norms = _as_norms(found, norms)
         largest = found if scale.running else None
-    if scale.scope == "global":
-        norms = norms * len(leaves)
     return Scales(norms, is_finite, largest)
+
+
+def per_leaf(values: Sequence[jax.Array], scale: Scale | float, num_leaves: int) -> list[jax.Array]:
+    """What belongs to the norms of `find`, for each leaf: a scalar, or in blocks a vector."""
+    if block_of(scale) is not None:
+        return list(values)
+    (value,) = values
+    is_own = isinstance(scale, Scale) and scale.scope == "leaf"
+    return [value[i if is_own else 0] for i in range(num_leaves)]
 
 
 def block_of(scale: Scale | float) -> int | None:
@@ -173,7 +180,7 @@ def _largest_so_far(
     norms: Sequence[Norms], is_finite: jax.Array, largest: jax.Array | None
 ) -> jax.Array:
     """This worker's norms, float32[number of scales]; one that abstains has nothing to add."""
-    own = jnp.concatenate([value(norm).reshape(-1) for norm in norms])
+    own = jnp.concatenate([value(norm) for norm in norms])
     own = jnp.where(is_finite, own, 0.0)
     return own if largest is None else jnp.maximum(own, largest)
 
@@ -200,9 +207,7 @@ def _shared(
 
 def _as_norms(found: jax.Array, norms: Sequence[Norms]) -> list[Norms]:
     """One vector of norms cut as the norms were."""
-    parts = jnp.split(found, np.cumsum([norm.mantissa.size for norm in norms])[:-1])
-    shapes = [norm.mantissa.shape for norm in norms]
-    return [normalized(r.reshape(s)) for r, s in zip(parts, shapes, strict=True)]
+    return list(map(normalized, jnp.split(found, np.cumsum([n.unit.size for n in norms])[:-1])))
 
 
 def _block_norms(leaf: jax.Array, norm: Norm, block: int) -> Norms:
@@ -219,7 +224,7 @@ def _block_norms(leaf: jax.Array, norm: Norm, block: int) -> Norms:
 
 def _norms_of_shards(
     leaves: Sequence[jax.Array], shards: Sequence[_whole.Shard], scale: Scale
-) -> list[Norms]:
+) -> Norms:
     """The norms of the whole leaves of which these are shards: two reductions of L floats."""
     if isinstance(scale.scope, int):
         raise ValueError(
@@ -228,35 +233,48 @@ def _norms_of_shards(
             ' one block\'s R would lie on two devices. Write scope="leaf" (with norm="linf", it'
             ' carries nearly as much) or scope="global".'
         )
-    here = [norm_of([leaf], scale.norm) for leaf in leaves]
-    largest = _whole.largest(jnp.stack([value(norm) for norm in here]))
+    here = norms_of([[leaf] for leaf in leaves], scale.norm)
+    largest = _whole.largest(value(here))
     if scale.scope == "global":
         largest = jnp.max(largest, keepdims=True)
     norms = normalized(largest)
-    mantissas = jnp.stack([norm.mantissa for norm in here])
     if scale.norm == "linf":
-        (is_finite,) = _whole.all_of(jnp.all(jnp.isfinite(mantissas)))
-        norms = Norms(jnp.where(is_finite, norms.mantissa, jnp.nan), norms.unit)
-    else:
-        squares = (mantissas * (jnp.stack([norm.unit for norm in here]) / norms.unit)) ** 2
-        squares = _whole.totals(squares, shards)
-        if scale.scope == "global":
-            squares = jnp.sum(squares, keepdims=True)
-        norms = Norms(jnp.sqrt(squares), norms.unit)
-    return [Norms(norms.mantissa[i], norms.unit[i]) for i in range(norms.unit.size)]
+        (is_finite,) = _whole.all_of(jnp.all(jnp.isfinite(here.mantissa)))
+        return Norms(jnp.where(is_finite, norms.mantissa, jnp.nan), norms.unit)
+    squares = _whole.totals((here.mantissa * (here.unit / norms.unit)) ** 2, shards)
+    if scale.scope == "global":
+        squares = jnp.sum(squares, keepdims=True)
+    return Norms(jnp.sqrt(squares), norms.unit)
 
 
 def norm_of(leaves: Sequence[jax.Array], norm: Norm) -> Norms:
-    """One norm of several arrays; its mantissa is NaN or infinite if a coordinate is."""
-    wide = [leaf.astype(jnp.float32) for leaf in leaves]
+    """One norm of several arrays, float32[]."""
+    return Norms(*(x[0] for x in norms_of([leaves], norm)))
+
+
+def norms_of(groups: Sequence[Sequence[jax.Array]], norm: Norm) -> Norms:
+    """One norm for each group of arrays, float32[groups]; NaN or infinite if a coordinate is.
+
+    What follows the passes over the arrays is worked out for all groups at once.
+    """
+    wide = [[leaf.astype(jnp.float32) for leaf in group] for group in groups]
     if norm == "linf":
-        return normalized(_reductions.largest(wide))
-    lanes, rest = _reductions.in_lanes(wide)
-    means = [*map(_root_mean_square, lanes), rest]
-    weights = [*map(len, lanes), 1]
-    unit = normalized(_reductions.largest(means)).unit
-    squares = [w * jnp.sum((x * (1.0 / unit)) ** 2) for x, w in zip(means, weights, strict=True)]
-    return Norms(jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32))), unit)
+        return normalized(jnp.stack([_reductions.largest(group) for group in wide]))
+    means, weights = zip(*map(_mean_squares, wide), strict=True)
+    unit = _reductions.power_of_two(jnp.stack([_reductions.largest(own) for own in means]))
+    inverse, squares = 1.0 / unit, []
+    for i in range(len(groups)):
+        parts = [
+            w * jnp.sum((x * inverse[i]) ** 2) for x, w in zip(means[i], weights[i], strict=True)
+        ]
+        squares.append(sum(parts, start=jnp.zeros((), jnp.float32)))
+    return Norms(jnp.sqrt(jnp.stack(squares)), unit)
+
+
+def _mean_squares(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], list[int]]:
+    """Root mean squares of lanes, and how many squares each is the mean of."""
+    lanes, rest = _reductions.in_lanes(leaves)
+    return [*map(_root_mean_square, lanes), rest], [*map(len, lanes), 1]
 
 
 def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:

@@ -17,6 +17,7 @@ ICML 2021, arXiv:1905.12938, Definition 3.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,7 @@ def stochastic_sign(
     is_finite = jnp.isfinite(norm.mantissa)
     if scale is not None:
         is_finite &= _sign.all_finite(g)
-    return _draw(_random.key_words(key), g, norm, None, is_finite, norm.mantissa > 0)
+    return _draw(_random.key_words(key), g, _factors(norm), None, is_finite, norm.mantissa > 0)
 
 
 def scale_by_stochastic_sign(
@@ -191,18 +192,18 @@ def signs_and_scales(
     norms, is_finite, largest = _scales.find(
         leaves, scale, state.largest, axis_name, state.count, shards
     )
-    distinct = {id(norm): jnp.any(norm.mantissa != 0) for norm in norms}
-    has_scale = _sign.any_of(list(distinct.values()))
+    has_scale = _sign.any_of([jnp.any(norm.mantissa != 0) for norm in norms])
+    per_leaf = functools.partial(_scales.per_leaf, scale=scale, num_leaves=len(leaves))
+    factors = list(zip(*map(per_leaf, zip(*map(_factors, norms), strict=True)), strict=True))
     words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
     leaf_words = _random.leaf_words(words, paths)
     shards = shards or [None] * len(leaves)
     signs = [
-        _draw(leaf_words[i], leaf, norms[i], block, is_finite, has_scale, shards[i])
+        _draw(leaf_words[i], leaf, factors[i], block, is_finite, has_scale, shards[i])
         for i, leaf in enumerate(leaves)
     ]
-    scales = [
-        _in_shape(_scales.value(norm), block, g) for norm, g in zip(norms, leaves, strict=True)
-    ]
+    values = per_leaf(list(map(_scales.value, norms)))
+    scales = [_in_shape(r, block, g) for r, g in zip(values, leaves, strict=True)]
     # The count is only an address: it may wrap after 2^32 steps.
     state = state._replace(count=state.count + 1, largest=largest)
     return treedef.unflatten(signs), treedef.unflatten(scales), state
@@ -213,19 +214,24 @@ def _in_shape(r: jax.Array, block: int | None, g: jax.Array) -> jax.Array:
     return r if block is None else _scales.at_coordinates(r, block, g.size).reshape(g.shape)
 
 
+def _factors(norm: _scales.Norms) -> tuple[jax.Array, jax.Array]:
+    """What makes 2^31 g / R of g, one after the other: their product may leave float32."""
+    mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)  # a leaf of zeros: fair coins
+    return 1.0 / norm.unit, 2.0**31 / mantissa
+
+
 def _draw(
     words: jax.Array,
     g: jax.Array,
-    norm: _scales.Norms,
+    factors: Sequence[jax.Array],
     block: int | None,
     is_finite: jax.Array,
     has_scale: jax.Array,
     shard: _whole.Shard | None = None,
 ) -> jax.Array:
     """One sign per coordinate, whose mean is g / R."""
-    mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)  # a leaf of zeros: fair coins
     x = g.reshape(-1).astype(jnp.float32)
-    for factor in (1.0 / norm.unit, 2.0**31 / mantissa):
+    for factor in factors:
         x = x * _scales.at_coordinates(factor, block, g.size)
     sign = sign_of_mean(words, x, _whole.positions(g, shard)).reshape(g.shape)
     sign = jnp.where(is_finite, jnp.where(has_scale, sign, 0.0), jnp.nan)
