@@ -156,9 +156,9 @@ def make_train_step(
         def on_worker(state, batch):
             opt_state = _specs.to_worker(state.opt_state, specs, axes)
             state, metrics = worker_step(state._replace(opt_state=opt_state), batch)
-            opt_state = _after_exchange(state.opt_state, specs, axes, metrics)
+            params, opt_state = _written_last(state, specs, axes, metrics)
             opt_state = _specs.from_worker(opt_state, specs, axes)
-            return state._replace(opt_state=opt_state), metrics
+            return state._replace(params=params, opt_state=opt_state), metrics
 
         mapped = jax.shard_map(
             on_worker,
@@ -255,22 +255,30 @@ def simulate_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _after_exchange(opt_state: Any, specs: Any, axes: tuple[str, ...], metrics: Any) -> Any:
-    """Writes what each worker remembers when the exchange is over, so in place.
+def _written_last(
+    state: TrainState, specs: Any, axes: tuple[str, ...], metrics: Any
+) -> tuple[Any, Any]:
+    """Writes parameters, and what each worker remembers, when all else is known: so in place.
 
-    Whatever reads the old memory is on the way to the exchange. XLA does not see that it comes
-    first, and would copy the memory for it; but it sees that a value needs the number of voters,
-    which the network brings, and cannot know that the condition on it always holds.
+    Whatever reads the old ones is on the way to the exchange or to the loss. XLA does not see that
+    it comes first, and would copy them for it; but it sees that a value needs the metrics, which
+    the network brings, and cannot know that their least is always at most their largest.
     """
+    known = jax.lax.bitcast_convert_type(jnp.stack(list(metrics.values())), jnp.int32)
+    is_known = jnp.min(known) <= jnp.max(known)
+
+    def wait(x):
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.where(is_known, x, jnp.zeros_like(x)) if is_float else x
+
+    params = jax.tree.map(wait, state.params)
     if "num_abstained" not in metrics:
-        return opt_state
-    is_over = metrics["num_abstained"] >= 0
-
-    def wait(spec, x):
-        is_memory = _specs.is_local(spec, axes) and jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.where(is_over, x, jnp.zeros_like(x)) if is_memory else x
-
-    return jax.tree.map(wait, specs, opt_state, is_leaf=_specs.is_spec)
+        return params, state.opt_state
+    opt_state = jax.tree.map(
+        lambda spec, x: wait(x) if _specs.is_local(spec, axes) else x,
+        specs, state.opt_state, is_leaf=_specs.is_spec,
+    )  # fmt: skip
+    return params, opt_state
 
 
 def _copy(tree: Any, mesh: _mesh.AnyMesh, cut: _cut.Cut | None = None) -> Any:

@@ -1,5 +1,6 @@
 """One jitted step: on eight devices, simulated, and against a NumPy loop."""
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -85,6 +86,17 @@ def test_the_step_makes_no_copy_of_the_momentum():
     gradient = sum(2 * kernel.size for kernel in kernels.values())
     without = temporary(signax.sign_sgd(0.1, axis_name=WORKERS))
     assert temporary(signax.signum(0.1, axis_name=WORKERS)) <= without + gradient + 512
+
+
+@pytest.mark.parametrize("make", [signax.dense_sgd, signax.sign_sgd, signax.ssdm])
+def test_the_step_makes_no_copy_of_parameters_that_the_loss_itself_reads(make: Callable):
+    """As a penalty of their squares does, whose value the gradient does not need."""
+    tx = make(0.1, axis_name=WORKERS)
+    step = signax.make_train_step(lambda p, b: jnp.mean((b @ p) ** 2) + jnp.sum(p**2), tx, mesh())
+    state = signax.init_train_state(jnp.ones((64, 64)), tx, mesh())
+    text = step.lower(state, jnp.ones((M, 64))).compile().as_text()
+    entry = text[text.index("\nENTRY") :]  # not the fusions, which may transpose
+    assert not re.findall(r"= f32\[64,64\]\S* copy\(", entry)
 
 
 def test_the_second_call_compiles_nothing():
