@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA runs each CPU device, and the parts of its kernels, in one pool of as many threads as there
+# are devices: where other processes keep the cores busy, all may come to wait for each other.
+os.environ.setdefault("NPROC", "16")
 # A test's program runs for milliseconds and compiles for a second, most of it in the making of
 # machine code. So here that is made quickly; XLA's own passes (fusions, collectives, memory) run as
 # ever. CI compiles files marked `machine_code` as a user does.
