@@ -53,4 +53,10 @@ def setup(app):
         del app, what, name, obj, options
         lines[:] = docstrings.to_rst("\n".join(lines)).split("\n")
 
+    def skip(app, what, name, obj, is_skipped, options):
+        del app, what, name, options
+        is_field = (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
+        return True if is_field else is_skipped
+
     app.connect("autodoc-process-docstring", read, priority=100)
+    app.connect("autodoc-skip-member", skip)

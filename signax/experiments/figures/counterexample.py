@@ -118,8 +118,7 @@ def _draw(results: dict[str, Comparison]) -> Figure:
         _draw_paths(row[0], result)
         for i, name in enumerate(result.methods):
             distance = result["distance"][i, 0, 0].mean(axis=0)
-            color = f"C{[*_METHODS].index(name)}"
-            row[1].plot(result.steps, distance, color=color, label=name)
+            row[1].plot(result.steps, distance, label=name, **_style(name))
         row[0].set_title(f"{case}: paths", fontsize=10)
         row[1].set_title(f"{case}: distance", fontsize=10)
         row[1].set_yscale("log")
@@ -131,6 +130,12 @@ def _draw(results: dict[str, Comparison]) -> Figure:
     return figure
 
 
+def _style(name: str) -> dict[str, Any]:
+    """Every other one dashed: some take the same way."""
+    index = [*_METHODS].index(name)
+    return {"color": f"C{index}", "ls": "--" if index % 2 else "-", "zorder": 2 + index}
+
+
 def _draw_paths(ax: Any, result: Comparison) -> None:
     axis = np.linspace(-2, 4, 121)
     z = np.stack(np.meshgrid(axis, axis), axis=-1)
@@ -139,7 +144,7 @@ def _draw_paths(ax: Any, result: Comparison) -> None:
     ax.plot([-2, 4], [4, -2], color="0.4", ls=":", lw=1)
     for i, name in enumerate(result.methods):
         path = result["x"][i, 0, 0, 0]
-        ax.plot(path[:, 0], path[:, 1], color=f"C{[*_METHODS].index(name)}", lw=1)
+        ax.plot(path[:, 0], path[:, 1], lw=1, **_style(name))
     ax.plot(*_START, "k.")
     ax.plot(0, 0, "k*")
     ax.set_xlim(-1.5, 3.5)

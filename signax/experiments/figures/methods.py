@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 import signax
 from signax.experiments import workers
@@ -211,12 +212,13 @@ def _point(ax: Any, row: Row, panel: int) -> None:
     """The mean and its deviation; a name where there is room for one."""
     color = _COLORS[CONTENDERS[row.method].kind]
     y, spread = row.test_accuracy.mean(), row.test_accuracy.std(ddof=1)
-    ax.errorbar(row.megabytes, y, spread, fmt="o", ms=4, color=color, capsize=2)
+    ax.errorbar(row.megabytes, y, spread, fmt="o", ms=4, color=color, capsize=2, elinewidth=1)
     name, panels, offset = _NAMED.get(row.method, (row.method, (0, 1), (6, 0)))
     if panel in panels and (row.method in _NAMED or ":" in row.method):  # or one's own
         ax.annotate(
             name, (row.megabytes, y), offset, textcoords="offset points",
             fontsize=8, color=color, ha="left" if offset[0] > 0 else "right", va="center",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
 
 
