@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _local_updates, _workers
+from signax import _local_updates, _loss, _workers
 
 Metrics = dict[str, jax.Array]
 Step = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
@@ -59,6 +59,19 @@ def local_value_and_grad(
     return local
 
 
+def _require_own_loss(loss: Any, axis_name: _workers.AxisName) -> None:
+    """Of a loss that was averaged over the workers JAX's gradient is 1/M of a worker's own."""
+    missing = _workers.tracked_axes(axis_name) - _workers.varying_axes(loss)
+    if missing:
+        axis = ", ".join(sorted(map(repr, missing)))
+        raise ValueError(
+            f"the loss is the same on every worker of the axis {axis}: loss_fn averages it there"
+            " (lax.pmean or psum), so each worker's gradient would be divided by their number."
+            " Return the worker's own loss; the step reports the mean over the workers as"
+            ' metrics["loss"].'
+        )
+
+
 def make_worker_step(
     loss_fn: Callable,
     tx: optax.GradientTransformation,
@@ -69,7 +82,7 @@ def make_worker_step(
 ) -> Step:
     """The step as one worker runs it."""
     tx = optax.with_extra_args_support(tx)
-    one_gradient = local_value_and_grad(_uniform(loss_fn, has_aux), axes, has_aux=True)
+    one_gradient = local_value_and_grad(_loss.uniform(loss_fn, has_aux), axes, has_aux=True)
 
     def gradient(params, batch, model_state, key):
         return _accumulate(one_gradient, params, model_state, batch, key, accumulate_steps, axes)
@@ -143,25 +156,6 @@ def _many_gradients(
     return descend
 
 
-def _uniform(loss_fn: Callable, has_aux: bool) -> Callable:
-    """One signature: (params, batch, model_state, key) -> loss, (model_state, aux)."""
-
-    def uniform(params, batch, model_state, key):
-        given = {"model_state": model_state, "key": key}
-        result = loss_fn(params, batch, **{k: v for k, v in given.items() if v is not None})
-        has_state = model_state is not None
-        loss, extra = _pair_of(result, has_aux, has_state) if has_aux or has_state else (result, {})
-        if has_state:
-            old = model_state
-            model_state, aux = _pair_of(extra, has_aux, has_state) if has_aux else (extra, {})
-            _require_same_model_state(model_state, old)
-        else:
-            aux = extra
-        return _require_scalar(loss), (model_state, _require_metrics(aux))
-
-    return uniform
-
-
 def _accumulate(gradient, params, model_state, batch, key, num_steps, axes):
     """The mean loss, metrics and gradient over `num_steps` micro-batches, one after the other."""
     if num_steps == 1:
@@ -227,68 +221,3 @@ def _average_model_state(new: Any, old: Any, axes: tuple[str, ...]) -> Any:
 
 def _is_float(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
-
-
-def _pair_of(result: Any, has_aux: bool, has_state: bool) -> Any:
-    if isinstance(result, tuple) and len(result) == 2:
-        return result
-    inner = "(model_state, aux)" if has_aux and has_state else "aux" if has_aux else "model_state"
-    asked = " and ".join(["has_aux=True"] * has_aux + ["a model state"] * has_state)
-    raise ValueError(
-        f"with {asked}, loss_fn must return the pair (loss, {inner}), got"
-        f" {jax.tree.map(jnp.shape, result)} (shapes)."
-    )
-
-
-def _require_scalar(loss: Any) -> Any:
-    if not jax.tree_util.all_leaves([loss]):
-        raise ValueError(
-            f"loss_fn returned a {type(loss).__name__} and not a scalar: write has_aux=True if it"
-            " returns (loss, aux), or make the state with model_state= if it returns (loss,"
-            " model_state)."
-        )
-    if jnp.ndim(loss):
-        raise ValueError(
-            f"loss_fn returned a loss of shape {jnp.shape(loss)}; it must be a scalar, such as"
-            " the mean over the worker's examples."
-        )
-    return loss
-
-
-def _require_own_loss(loss: Any, axis_name: _workers.AxisName) -> None:
-    """Of a loss that was averaged over the workers JAX's gradient is 1/M of a worker's own."""
-    missing = _workers.tracked_axes(axis_name) - _workers.varying_axes(loss)
-    if missing:
-        axis = ", ".join(sorted(map(repr, missing)))
-        raise ValueError(
-            f"the loss is the same on every worker of the axis {axis}: loss_fn averages it there"
-            " (lax.pmean or psum), so each worker's gradient would be divided by their number."
-            " Return the worker's own loss; the step reports the mean over the workers as"
-            ' metrics["loss"].'
-        )
-
-
-def _require_same_model_state(new: Any, old: Any) -> None:
-    if jax.tree.structure(new) != jax.tree.structure(old):
-        raise ValueError(
-            "loss_fn returned a model state of another structure than it was given:"
-            f" {jax.tree.structure(new)} in place of {jax.tree.structure(old)}. Return all of it,"
-            " changed or not."
-        )
-
-
-def _require_metrics(aux: Any) -> dict[str, Any]:
-    if not isinstance(aux, dict) or any(map(_is_no_scalar, aux.values())):
-        raise ValueError(
-            "with has_aux=True, loss_fn must return (loss, aux) with aux a flat dict of scalars,"
-            f' such as {{"accuracy": 0.9}}, got {jax.tree.map(jnp.shape, aux)}. Every entry becomes'
-            " a metric: its mean over the workers."
-        )
-    for name in ("loss", "num_abstained"):
-        if name in aux:
-            raise ValueError(f"aux[{name!r}]: the step itself reports {name!r}; rename yours.")
-    return aux
-
-
-def _is_no_scalar(x: Any) -> bool:
-    return not jax.tree_util.all_leaves([x]) or jnp.shape(x) != ()

@@ -44,6 +44,7 @@ ROOMS = (
     "_mesh",
     "_specs",
     "_layout",
+    "_loss",
     "_worker_step",
     "_step_inputs",
     "_sharded_step",

@@ -1,8 +1,10 @@
 """A batch or a state that does not fit the step is refused, and told what to write instead."""
 
 import re
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import signax
@@ -58,3 +60,29 @@ def test_a_state_of_another_optimizer_or_model_is_refused():
     mixed = signax.init_train_state(params(), tx, mesh())._replace(opt_state=smaller.opt_state)
     with pytest.raises(ValueError, match=re.escape("but these parameters need (8, 16)")):
         step(mixed, batches(1)[0])
+
+
+ON_A_MESH_AND_SIMULATED = {
+    "a number for a mesh": lambda tx: signax.make_train_step(jnp.sum, tx, 8),  # pyright: ignore[reportArgumentType]
+    "a mesh for a number": lambda tx: signax.simulate_train_step(
+        jnp.sum,
+        tx,
+        signax.make_worker_mesh(2),  # pyright: ignore[reportArgumentType]
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", ON_A_MESH_AND_SIMULATED)
+def test_a_step_for_the_other_kind_of_workers_is_named(mistake: str):
+    other = "simulate_train_step" if mistake == "a number for a mesh" else "make_train_step"
+    with pytest.raises(TypeError, match=rf"write signax\.{other}\(loss_fn, tx"):
+        ON_A_MESH_AND_SIMULATED[mistake](signax.signum(0.1, axis_name=WORKERS))
+
+
+@pytest.mark.parametrize("number", [0, -1, True, 2.0])
+def test_a_number_of_workers_is_at_least_one(number: Any):
+    tx = signax.signum(0.1, axis_name=WORKERS)
+    with pytest.raises(ValueError, match="their number, at least 1"):
+        signax.init_train_state(params(), tx, number)
+    eight: Any = np.int64(8)
+    assert signax.init_opt_state(tx, params(), eight)[0].ema["a"].shape == (8, SIZE)

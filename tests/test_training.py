@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -221,3 +222,28 @@ def test_simulated_workers_may_have_an_axis_of_another_name():
     state = signax.init_train_state(jnp.zeros(2), tx, 3, axis_name="clients")
     state, _ = step(state, jnp.ones((3, 2)))
     np.testing.assert_allclose(state.params, 0.1, rtol=1e-6)
+
+
+def test_a_mesh_of_explicit_axes_takes_any_batch():
+    """Such as `jax.make_mesh` makes."""
+    mesh, tx = jax.make_mesh((4,), (WORKERS,)), signax.signum(0.1, axis_name=WORKERS)
+    kernel, rows = jnp.ones((6, 3)), jnp.ones((16, 6))
+    assert mesh.explicit_axes
+    state = signax.init_train_state({"w": kernel}, tx, mesh)
+    one_step = signax.make_train_step(lambda p, b: jnp.mean(b @ p["w"]), tx, mesh)
+    batches = [rows, np.asarray(rows), jax.device_put(rows, jax.NamedSharding(mesh, jax.P()))]
+    for batch in batches:
+        state, metrics = one_step(state, batch)
+        assert metrics["num_abstained"] == 0
+    expected = kernel - 3 * jnp.float32(0.1)
+    np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, jnp.full(3, 0.1)], ids=["number", "array"])
+def test_parameters_of_a_weak_type_compile_one_step(scale: Any):
+    mesh, tx = signax.make_worker_mesh(2), signax.signum(0.1, axis_name=WORKERS)
+    state = signax.init_train_state({"scale": scale}, tx, mesh)
+    one_step = signax.make_train_step(lambda p, b: jnp.sum(p["scale"] * b[0]), tx, mesh)
+    for _ in range(3):
+        state, _ = one_step(state, jnp.arange(2.0))
+    assert one_step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
