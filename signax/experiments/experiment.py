@@ -170,10 +170,10 @@ def _check_numbers(config: Config) -> None:
         least = 1 if name in _AT_LEAST_1 else 0
         if isinstance(value, (int, float)) and not least <= value < math.inf:
             raise UsageError(f"config.{name}={value}: must be {least} or more, and finite.")
-    optimizer, num_exchanges = config.optimizer, config.num_steps // config.local_steps
+    optimizer = config.optimizer
     dense = {"dense.steps": optimizer.dense.steps, "freeze_steps": optimizer.freeze_steps}
     for name, num_dense in dense.items():
-        if num_dense and num_dense >= num_exchanges:
+        if num_dense and num_dense >= config.num_steps:
             raise UsageError(
                 f"config.optimizer.{name}={num_dense} of config.num_steps={config.num_steps} leaves"
                 " nothing to compress: lower the one or raise the other."
