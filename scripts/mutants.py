@@ -59,6 +59,7 @@ TESTS = {
     "signax/_average.py": "votes hard_inputs",
     "signax/_votes.py": "votes vote_coins hard_inputs owners types sharded",
     "signax/_memory.py": "memory arguments hard_inputs optimizers",
+    "signax/_loss.py": "loss_functions losses training",
     "signax/_training.py": "training losses step_inputs drift sharded",
 }
 

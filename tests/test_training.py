@@ -100,6 +100,15 @@ def test_the_step_makes_no_copy_of_parameters_that_the_loss_itself_reads(make: C
     assert not re.findall(r"= f32\[64,64\]\S* copy\(", entry)
 
 
+def test_a_step_whose_metrics_are_all_equal_is_taken():
+    """They are what the parameters wait for."""
+    tx = signax.sign_sgd(0.5, axis_name=WORKERS)
+    step = signax.make_train_step(lambda p, b: jnp.sum(p * b[0]), tx, mesh())
+    state, metrics = step(signax.init_train_state(jnp.zeros(2), tx, mesh()), jnp.ones((M, 2)))
+    assert metrics == {"loss": 0, "num_abstained": 0}
+    np.testing.assert_array_equal(state.params, [-0.5, -0.5])
+
+
 def test_the_second_call_compiles_nothing():
     tx = ALGORITHMS["ssdm"]()
     for step, where in (
