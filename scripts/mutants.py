@@ -40,11 +40,12 @@ TESTS = {
     "signax/_reductions.py": "reductions sign scales leaving_signs",
     "signax/signs/_sign.py": "sign columns stochastic votes workers_types arguments leaving_signs"
     " types differences sharded_links sharded",
-    "signax/signs/_random.py": "random stochastic columns",
-    "signax/signs/_stochastic.py": "stochastic workers_types arguments leaving_signs types",
+    "signax/signs/_random.py": "random stochastic stochastic_link columns",
+    "signax/signs/_stochastic.py": "stochastic stochastic_link ssdm workers_types arguments"
+    " leaving_signs types",
     "signax/signs/_noisy.py": "leaving_signs workers_types arguments optimizers types",
-    "signax/signs/_scales.py": "scales leaving_signs stochastic workers_types arguments types"
-    " sharded_links sharded",
+    "signax/signs/_scales.py": "scales leaving_signs stochastic stochastic_link workers_types"
+    " arguments types sharded_links sharded",
     "signax/wire/_ballot.py": "votes feedback",
     "signax/wire/_bits.py": "bits votes",
     "signax/wire/_contiguous.py": "contiguous bits votes",
@@ -56,7 +57,7 @@ TESTS = {
     "signax/wire/_trits.py": "trits votes",
     "signax/wire/_slices.py": "slices feedback family",
     "signax/_network.py": "votes hard_inputs",
-    "signax/_average.py": "votes hard_inputs",
+    "signax/_average.py": "votes hard_inputs optimizers",
     "signax/_votes.py": "votes vote_coins hard_inputs owners types sharded",
     "signax/_memory.py": "memory arguments hard_inputs optimizers",
     "signax/_loss.py": "loss_functions losses training",
