@@ -34,7 +34,12 @@ def main(argv: Sequence[str]) -> int:
 
 def comparison(runs: Iterable[tuple[Path, dict[str, Any]]]) -> str:
     """Returns a Markdown table of (work directory, result) pairs."""
-    groups, metrics = defaultdict(dict), {}
+    runs = list(runs)
+    metrics = {result.get("metric", ACCURACY.name): path for path, result in runs}
+    if len(metrics) > 1:
+        kinds = " and ".join(f"{METRICS[name].words} ({path})" for name, path in metrics.items())
+        raise UsageError(f"one table cannot hold both {kinds}: compare runs of one kind of data.")
+    groups = defaultdict(dict)
     for path, result in runs:
         path = path.resolve()  # "." has no name of its own
         run = what_was_run(path)
@@ -45,10 +50,6 @@ def comparison(runs: Iterable[tuple[Path, dict[str, Any]]]) -> str:
                 f"{group[seed][0]} and {path} are the same run, with the same seed: leave one out."
             )
         group[seed] = path, result
-        metrics[result.get("metric", ACCURACY.name)] = path
-    if len(metrics) > 1:
-        kinds = " and ".join(f"{METRICS[name].words} ({path})" for name, path in metrics.items())
-        raise UsageError(f"one table cannot hold both {kinds}: compare runs of one kind of data.")
     (metric,) = (METRICS[name] for name in metrics)
     num_groups = Counter(name for name, _ in groups)
     rows = []

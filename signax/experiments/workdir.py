@@ -215,6 +215,8 @@ def _check_same_run(
 
 def _described(path: Path) -> dict[str, Any]:
     """`run.json`."""
+    if not (path / "run.json").exists():
+        raise UsageError(f"{path} holds no run.json: it is no run of `signax train`.")
     saved = _parsed((path / "run.json").read_text(), path / "run.json")
     if not {"num_workers", "config"} <= {*saved}:
         raise UsageError(f"{path / 'run.json'} does not describe a run: {_DAMAGED}")
