@@ -144,6 +144,8 @@ def test_sigint_ends_with_a_checkpoint_and_the_command_that_goes_on():
 @thorough
 def test_sigint_before_the_first_step_is_no_traceback():
     code = "import os, signal, time\nfrom signax.experiments import cli, train_command\n"
+    # A shell starts what runs in the background with SIGINT ignored, and a child inherits that.
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "train_command.train = lambda *_, **__: (os.kill(os.getpid(), 2), time.sleep(60))\n"
     done = run_python(code + "raise SystemExit(cli.main(['train']))", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
