@@ -57,7 +57,7 @@ TESTS = {
     "signax/wire/_trits.py": "trits votes",
     "signax/wire/_slices.py": "slices feedback family",
     "signax/_network.py": "votes hard_inputs",
-    "signax/_average.py": "votes hard_inputs optimizers",
+    "signax/_average.py": "average votes hard_inputs",
     "signax/_votes.py": "votes vote_coins hard_inputs owners types sharded",
     "signax/_memory.py": "memory arguments hard_inputs optimizers",
     "signax/_loss.py": "loss_functions losses training",

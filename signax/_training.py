@@ -55,7 +55,8 @@ def init_train_state(
       `param_specs` says.
 
     Raises:
-      ValueError: If the chain has no network link, or a parameter is cut over the workers' axes.
+      ValueError: If the chain has no network link, a parameter is cut over the workers' axes, or
+        `mesh` is neither a mesh nor a number of at least 1.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
@@ -127,7 +128,9 @@ def make_train_step(
     Raises:
       ValueError: If `local_steps` is above 1 and `tx` is not from `local_updates`. When called, if
         the batch cannot be divided, the state was not made by `init_train_state` or
-        `init_opt_state`, or its M is not the mesh's.
+        `init_opt_state`, its M is not the mesh's, or `loss_fn` returns anything else than the above
+        or a loss that it averaged over the workers.
+      TypeError: If `mesh` is a number.
 
     Example:
       >>> mesh = signax.make_worker_mesh(2)
@@ -212,7 +215,9 @@ def simulate_train_step(
       `init_train_state(params, tx, num_workers)`. It donates `state`.
 
     Raises:
-      ValueError: As for `make_train_step`.
+      ValueError: As for `make_train_step`, or if M is not at least 1. (Here JAX does not type what
+        differs between workers: an averaged loss passes, and its gradient is each worker's own.)
+      TypeError: If `num_workers` is a mesh.
 
     Example:
       >>> tx = signax.sign_sgd(0.5, axis_name="workers")

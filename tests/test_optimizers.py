@@ -318,9 +318,12 @@ def test_signum_and_sign_sgd_take_the_steps_of_the_reference(num_workers: int):
 @pytest.mark.parametrize(
     "tree", [{"w": jnp.ones((3, 2)), "e": jnp.zeros((0, 3))}, {"e": np.ones(0)}]
 )
-def test_leaves_without_coordinates_have_a_layout(name: str, tree: dict[str, Any]):
-    tx = OPTIMIZERS[name].make(0.1, axis_name=WORKERS)
-    assert jax.tree.structure(signax.state_specs(tx, tree, 4)) is not None
+def test_leaves_without_coordinates_take_part_in_a_step(name: str, tree: dict[str, Any]):
+    tx, mesh = OPTIMIZERS[name].make(0.1, axis_name=WORKERS), worker_mesh(2)
+    state = signax.init_train_state(tree, tx, mesh)
+    step = signax.make_train_step(lambda p, b: sum(jnp.sum(x * b[0]) for x in p.values()), tx, mesh)
+    new, _ = jax.eval_shape(step, state, jnp.ones(2))
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
 
 
 @every_kind
@@ -330,7 +333,7 @@ def test_a_state_whose_rows_were_not_taken_apart_is_refused(name: str):
     p = {"w": jnp.ones((6, 3))}
     specs = signax.state_specs(tx, p, mesh)
     if not any(jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))):
-        return  # no worker has anything of its own
+        pytest.skip("no worker has anything of its own")
     mapped = jax.shard_map(
         lambda p, state: tx.update(signax.as_varying(p, WORKERS), state, p),
         mesh=mesh,
@@ -338,16 +341,9 @@ def test_a_state_whose_rows_were_not_taken_apart_is_refused(name: str):
         out_specs=(P(), specs),
     )
     state = signax.init_opt_state(tx, p, mesh)
-    with pytest.raises(ValueError, match=r"\(1,|signax\.to_worker"):
+    as_users_have_it = jax.numpy_rank_promotion("allow")
+    with as_users_have_it, pytest.raises(ValueError, match=r"signax\.to_worker"):
         jax.eval_shape(mapped, p, state)
-
-
-def test_a_dense_mean_of_float16_stays_in_its_range():
-    g = jnp.full((8, 2), 3e4, jnp.float16)  # whose sum is none
-    tx = signax.average_gradients(WORKERS)
-    mean = jax.vmap(lambda g: tx.update(g, tx.init(g))[0], axis_name=WORKERS)(g)
-    assert mean.dtype == jnp.float16
-    np.testing.assert_array_equal(mean, g)
 
 
 @every_kind

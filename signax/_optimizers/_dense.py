@@ -37,7 +37,8 @@ def dense_sgd(
       gradient holds a NaN or an infinity is left out of the mean.
 
     Raises:
-      ValueError: At update, for an unbound axis or gradients already summed over the workers.
+      ValueError: For a momentum outside [0, 1); at update, for an unbound axis or gradients already
+        summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:

@@ -177,9 +177,9 @@ def diana(
       `change_num_workers` keeps h the mean of the h^n.
 
     Raises:
-      ValueError: For alpha outside (0, 1], an unknown scale or wire, or own scales with blocks or
-        another wire than "packed"; at update, for an unbound axis or gradients already summed over
-        the workers.
+      ValueError: For alpha outside (0, 1], a momentum outside [0, 1), an unknown scale or wire, or
+        own scales with blocks or another wire than "packed"; at update, for an unbound axis or
+        gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:

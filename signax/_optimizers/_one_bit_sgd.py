@@ -54,8 +54,8 @@ def one_bit_sgd(
       infinity abstains and keeps its residual.
 
     Raises:
-      ValueError: For a `down_dtype` that is not floating; at update, for an unbound axis or
-        gradients already summed over the workers.
+      ValueError: For a `down_dtype` that is not floating or a momentum outside [0, 1); at update,
+        for an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:

@@ -41,7 +41,8 @@ def bfloat16_sgd(
       The transformation: `average_bfloat16` and a step.
 
     Raises:
-      ValueError: At update, for an unbound axis or gradients already summed over the workers.
+      ValueError: For a momentum outside [0, 1); at update, for an unbound axis or gradients already
+        summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
@@ -92,8 +93,8 @@ def qsgd(
       The transformation: `average_quantized` and a step.
 
     Raises:
-      ValueError: For levels, norm or dtype that cannot be; at update, for an unbound axis or
-        gradients already summed over the workers.
+      ValueError: For levels, norm, dtype or momentum that cannot be; at update, for an unbound axis
+        or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
@@ -158,8 +159,8 @@ def tern_grad(
       goes down is the mean in full.
 
     Raises:
-      ValueError: For a dtype or clip_sigmas that cannot be; at update, for an unbound axis or
-        gradients already summed over the workers.
+      ValueError: For a dtype, clip_sigmas or momentum that cannot be; at update, for an unbound
+        axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
