@@ -147,7 +147,7 @@ def infer_layout(
     tx = optax.with_extra_args_support(tx)
     axes = _mesh.require_axes(axis_names, mesh)
     cut = _given.cut_of(params, mesh, axes, param_specs)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _as_arrays(params))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), params)
     with _cut.cut_as(cut):
         state = _trace(mesh, axes, tx.init, params)
         if specs is None:
@@ -252,7 +252,3 @@ def strong(x: Any) -> jax.Array:
     """Without the weak type of jnp.full(3, 0.1): a step takes it away, and JAX compiles again."""
     x = jnp.asarray(x)
     return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
-
-
-def _as_arrays(params):
-    return jax.tree.map(lambda x: x if hasattr(x, "shape") else jnp.asarray(x), params)

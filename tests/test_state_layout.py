@@ -224,3 +224,9 @@ def test_a_mesh_of_more_workers_than_devices_is_refused_with_the_line_to_write()
 
 def two_level_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((2, 4), ("hosts", "local"), (AxisType.Auto, AxisType.Auto))
+
+
+def test_parameters_may_be_float64_of_numpy():
+    """As JAX takes them: in float32, and without a warning."""
+    specs = signax.state_specs(signax.signum(0.1, axis_name=WORKERS), {"w": np.ones(3)}, M)
+    assert specs[0].ema["w"] == OWN
