@@ -54,7 +54,7 @@ TESTS = {
     "signax/wire/_dealing.py": "sharded_wire sharded_links sharded sharded_runs",
     "signax/wire/_owners.py": "owners wire_cost",
     "signax/wire/_server.py": "votes hlo wire_cost feedback family",
-    "signax/wire/_trits.py": "trits votes",
+    "signax/wire/_radix.py": "radix votes",
     "signax/wire/_slices.py": "slices feedback family",
     "signax/_network.py": "votes hard_inputs",
     "signax/_average.py": "average votes hard_inputs",

@@ -30,13 +30,14 @@ class Rule(NamedTuple):
     decide: Callable[[Planes, int, jax.Array, Callable[[], jax.Array]], Planes]
     # those planes for one leaf, number of workers, voters, size, dtype -> the leaf
     decode: Callable[[Planes, int, jax.Array, int, Any], jax.Array]
-    is_ternary: bool = False  # what is sent back are two planes whose sum is sign + 1
+    # number of workers -> how many values are sent back for each coordinate
+    num_values: Callable[[int], int]
 
 
 def _majority_or_zero(counts, num_rows, voters, coins):
     del voters, coins
     positive, tie = _bits.compare_planes(counts, num_rows // 2)  # counted: sum of signs + M
-    return [positive, positive | tie]
+    return [tie, positive]  # sign + 1
 
 
 def _majority_or_coin(counts, num_rows, voters, coins):
@@ -53,7 +54,7 @@ def _all_counts(counts, num_rows, voters, coins):
 
 def _decode_ternary(planes, num_workers, voters, size, dtype):
     del num_workers, voters
-    return _bits.unpack_planes(planes, (1, 1), size, dtype) - 1
+    return _bits.unpack_planes(planes, (1, 2), size, dtype) - 1
 
 
 def _decode_binary(planes, num_workers, voters, size, dtype):
@@ -104,10 +105,10 @@ def mean_over_voters(total, voters, dtype):
 
 
 MAJORITY: dict[Ties, Rule] = {
-    "zero": Rule(_majority_or_zero, _decode_ternary, is_ternary=True),
-    "random": Rule(_majority_or_coin, _decode_binary),
+    "zero": Rule(_majority_or_zero, _decode_ternary, lambda m: 3),
+    "random": Rule(_majority_or_coin, _decode_binary, lambda m: 2),
 }
 AVERAGE: dict[Ties, Rule] = {
-    "zero": Rule(_all_counts, _decode_mean_ternary),
-    "random": Rule(_all_counts, _decode_mean_binary),
+    "zero": Rule(_all_counts, _decode_mean_ternary, lambda m: 2 * m + 1),
+    "random": Rule(_all_counts, _decode_mean_binary, lambda m: m + 1),
 }

@@ -47,10 +47,10 @@ def majority_vote(
         coins, unbiased; 1 bit per coordinate each way, but a coordinate that is zero on every
         worker (an unused embedding row) random-walks by the learning rate.
       key: An integer seed or a PRNG key for the coins, the same on all workers.
-      wire: How the signs travel: "packed" (all_to_all and all_gather of packed words), "ternary"
+      wire: How the signs travel: "packed" (all_to_all and all_gather of packed words), "radix"
         (the same, with five coordinates in a byte where they are -1, 0 or +1, so 1.6 bits in place
-        of 2: for slow links), "lanes" (one integer all-reduce) or "float32" (one float all-reduce).
-        All give the same bits.
+        of 2), "lanes" (one integer all-reduce) or "float32" (one float all-reduce). All give the
+        same bits.
       on_nonfinite: What a NaN or an infinity in a worker's update does. "abstain": that worker does
         not vote at this step. "propagate": the update is NaN on all workers, as after `lax.pmean`.
         "error": a host callback raises a `FloatingPointError` that says how many workers it was,
@@ -112,8 +112,8 @@ def average_signs(
         ceil(log2(M+1)) down), or "zero" (2 bits up, ceil(log2(2M+1)) down). The signs of
         `scale_by_stochastic_sign` are never zero, so for SSDM both give the same result.
       key: An integer seed or a PRNG key for the coins, the same on all workers.
-      wire: "packed", "ternary" (only the way up, and with `ties="zero"`), "lanes" or "float32", as
-        for `majority_vote`.
+      wire: "packed", "radix" (three counts of eight workers in ten bits in place of twelve, and
+        what `ties="zero"` sends up as for `majority_vote`), "lanes" or "float32".
       on_nonfinite: "abstain", "propagate" or "error", as for `majority_vote`.
       out_specs: Where the result is needed, as for `majority_vote`.
 
@@ -196,10 +196,10 @@ def _decided(rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_
     def decode(planes, size, dtype, voters):
         return rule.decode(planes, num_workers, voters, size, dtype)
 
-    if owners and _server.in_use(wire) in ("packed", "ternary"):
-        trits = _server.trits_of(wire, planes, rule.is_ternary)
+    if owners and _server.in_use(wire) in ("packed", "radix"):
+        radices = _server.radices_of(wire, planes, rule.num_values(num_workers))
         signs, voters = _owners.tally(
-            planes, is_voting, updates, owners, tie_coins, decide, decode, axis_name, trits
+            planes, is_voting, updates, owners, tie_coins, decide, decode, axis_name, radices
         )
         return _whole.as_copies(signs, _whole.shards_of(updates)), _whole.largest(voters)
 
@@ -207,7 +207,7 @@ def _decided(rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_
         return decide(counts, voters, functools.partial(tie_coins, counts[0].size, offset))
 
     results, voters = _server.tally(
-        planes, is_voting, decide_slice, axis_name, wire, rule.is_ternary
+        planes, is_voting, decide_slice, axis_name, wire, rule.num_values(num_workers)
     )
     voters = _whole.largest(voters)
     signs = _ballot.unpack_leaves(

@@ -12,7 +12,7 @@ import reference
 import signax
 from workers import WORKERS, map_workers
 
-WIRES = ("packed", "ternary", "lanes", "float32")
+WIRES = ("packed", "radix", "lanes", "float32")
 SIMULATED = ("float32",)  # the wire of simulate_train_step, under vmap: all others must equal it
 SHAPES = {"kernel": (3, 3), "bias": (5,), "scalar": ()}
 SIZE = 15  # coordinates in SHAPES: no multiple of 8

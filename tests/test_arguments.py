@@ -27,7 +27,7 @@ UNKNOWN = {
 }
 CHOICES = {
     "ties": ("'zero'", "'random'"),
-    "wire": ("'packed'", "'ternary'", "'lanes'", "'float32'"),
+    "wire": ("'packed'", "'radix'", "'lanes'", "'float32'"),
     "norm": ("'l2'", "'linf'"),
     "scope": ("'global'", "'leaf'"),
     "noise": ("'normal'", "'uniform'"),

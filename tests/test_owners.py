@@ -19,7 +19,7 @@ SPECS = {"bias": P(), "bytes": P(WORKERS), "last": P(None, None, WORKERS), "scal
 SPECS["thin"] = P(WORKERS, None)
 DIMS = {"bytes": 0, "last": 2, "thin": 0}
 RESULTS = {"majority": signax.majority_vote, "average": signax.average_signs}
-WIRES = {"zero": ("packed", "ternary"), "random": ("packed", "float32")}
+WIRES = {"zero": ("packed", "radix"), "random": ("packed", "float32")}
 
 
 def votes(num_workers: int):

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.machine_code
 @pytest.mark.parametrize("num_workers", daily([1, 2, 3, 5, 8], [3]))
 def test_votes_equal_the_reference_on_all_wires_replicas_and_mappings(num_workers: int):
     # One compiled program per mapping; the slow wires on an odd and an even number of workers.
-    some = ("lanes", "packed", "ternary") if num_workers in (3, 8) else ("packed", "ternary")
+    some = ("lanes", "packed", "radix") if num_workers in (3, 8) else ("packed", "radix")
     wires = {"vmap": ("float32", *some), "pmap": some, "shard_map": some}
     for name, faults in fault_patterns(num_workers).items():
         rows = ballots(num_workers, faults)
@@ -67,7 +67,7 @@ MANY = [
     (127, "average/zero/lanes"),
     (128, "average/zero/packed"),
     (255, "majority/random/packed"),
-    (255, "majority/zero/ternary"),
+    (255, "majority/zero/radix"),
     (256, "majority/zero/float32"),
 ]
 EACH = [

@@ -29,17 +29,19 @@ def test_a_majority_sends_one_or_two_bits_each_way(num_workers: int):
     assert bits(random, num_workers) == pytest.approx(2 * share, abs=SLACK)
     zero = signax.sign_sgd(0.1, axis_name=WORKERS)
     assert bits(zero, num_workers) == pytest.approx(4 * share, abs=SLACK)
-    trits = signax.sign_sgd(0.1, axis_name=WORKERS, wire="ternary")
-    assert bits(trits, num_workers) == pytest.approx(3.2 * share, abs=SLACK)
+    radix = signax.sign_sgd(0.1, axis_name=WORKERS, wire="radix")
+    assert bits(radix, num_workers) == pytest.approx(3.2 * share, abs=SLACK)
 
 
 @pytest.mark.parametrize("num_workers", daily([2, 5, 8], [5]))
 def test_ssdm_sends_one_bit_up_and_the_count_down(num_workers: int):
     share = (num_workers - 1) / num_workers
     expected = (1 + num_workers.bit_length()) * share
-    assert bits(signax.ssdm(0.1, axis_name=WORKERS), num_workers) == pytest.approx(
-        expected, abs=SLACK
-    )
+    packed = signax.ssdm(0.1, axis_name=WORKERS)
+    assert bits(packed, num_workers) == pytest.approx(expected, abs=SLACK)
+    down = {2: 8 / 5, 5: 13 / 5, 8: 10 / 3}[num_workers]
+    radix = signax.ssdm(0.1, axis_name=WORKERS, wire="radix")
+    assert bits(radix, num_workers) == pytest.approx((1 + down) * share, abs=SLACK)
 
 
 def test_dense_sgd_sends_64_bits():
@@ -49,8 +51,9 @@ def test_dense_sgd_sends_64_bits():
 def test_the_formulas_are_those_of_the_table():
     assert _cost.majority_bits(8, "random") == 2 * 7 / 8
     assert _cost.majority_bits(8, "zero") == 4 * 7 / 8
-    assert _cost.majority_bits(8, "zero", "ternary") == 3.2 * 7 / 8
+    assert _cost.majority_bits(8, "zero", "radix") == 3.2 * 7 / 8
     assert _cost.average_signs_bits(8) == 5 * 7 / 8
+    assert _cost.average_signs_bits(8, "radix") == pytest.approx((1 + 10 / 3) * 7 / 8)
     assert _cost.dense_bits(8) == 56
 
 

@@ -63,7 +63,8 @@ def ef21(
         ceil(log2(M+1)) down, and one psum of the scales. False: one bit and a scale per leaf up, 32
         bits per coordinate down.
       key: An integer seed or a PRNG key for the coins of zero coordinates.
-      wire: "packed", "lanes" or "float32": `average_signs`; with `shared=False` only "packed".
+      wire: "packed", "radix", "lanes" or "float32": `average_signs`; with `shared=False` only
+        "packed".
       on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.
@@ -162,7 +163,7 @@ def diana(
       scale: R (`Scale`). Shared, or a fixed number: one bit per coordinate up, ceil(log2(M+1))
         down, and with `Scale` one pmax of the scales. Own: one bit and a scale per leaf up, 32 bits
         per coordinate down.
-      wire: "packed", "lanes" or "float32": `average_signs`; with own scales only "packed".
+      wire: "packed", "radix", "lanes" or "float32": `average_signs`; with own scales only "packed".
       on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.

@@ -48,7 +48,7 @@ def distributed_lion(
       ties: "zero" (the paper's ternary sign; 2 bits per coordinate up) or "random" (1 bit):
         `majority_vote`, `average_signs`.
       key: An integer seed or a PRNG key for the coins of `ties="random"`.
-      wire: "packed", "ternary", "lanes" or "float32": `majority_vote`.
+      wire: "packed", "radix", "lanes" or "float32": `majority_vote`.
       on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: lambda, decoupled, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.

@@ -35,7 +35,7 @@ def sign_sgd(
       axis_name: The workers' axis or a tuple of axes; None is one worker without a network.
       ties: "zero" (the paper; 2 bits per coordinate each way) or "random" (1 bit): `majority_vote`.
       key: An integer seed or a PRNG key for the coins of `ties="random"`.
-      wire: "packed", "ternary", "lanes" or "float32": `majority_vote`.
+      wire: "packed", "radix", "lanes" or "float32": `majority_vote`.
       on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.
@@ -92,7 +92,7 @@ def signum(
       axis_name: The workers' axis or a tuple of axes; None is one worker without a network.
       ties: "zero" (the paper; 2 bits per coordinate each way) or "random" (1 bit): `majority_vote`.
       key: An integer seed or a PRNG key for the coins of `ties="random"`.
-      wire: "packed", "ternary", "lanes" or "float32": `majority_vote`.
+      wire: "packed", "radix", "lanes" or "float32": `majority_vote`.
       on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.
@@ -161,7 +161,7 @@ def noisy_sign_sgd(
       ties: "zero" (2 bits per coordinate each way) or "random" (1 bit): `majority_vote`. A worker
         never says zero here, so it is only a tie of the vote that differs.
       key: An integer seed or a PRNG key for the noise and coins, the same on all workers.
-      wire: "packed", "ternary", "lanes" or "float32": `majority_vote`.
+      wire: "packed", "radix", "lanes" or "float32": `majority_vote`.
       on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.

@@ -61,7 +61,7 @@ def ssdm(
         for float16 leaves, an R above 65,504 is infinite and its worker abstains.
       sign: "stochastic", or "deterministic": no randomness, 2 bits per coordinate up as the zeros
         are the paper's, and `scale` is not used.
-      wire: "packed", "lanes" or "float32": `average_signs`.
+      wire: "packed", "radix", "lanes" or "float32": `average_signs`.
       on_nonfinite: "abstain", "propagate" or "error": `majority_vote`.
       weight_decay: Strength of the decoupled weight decay, times the learning rate.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.

@@ -132,7 +132,7 @@ def count_planes(rows: jax.Array) -> list[jax.Array]:
     """
     num_rows = rows.shape[0]
     if num_rows <= _UNROLLED:
-        return _add([[rows[i] for i in range(num_rows)]])
+        return add_planes([[rows[i] for i in range(num_rows)]])
     num_planes, whole = num_rows.bit_length(), num_rows - num_rows % _GROUP
 
     def add(counts: list[jax.Array], group: jax.Array) -> tuple[list[jax.Array], None]:
@@ -142,6 +142,28 @@ def count_planes(rows: jax.Array) -> list[jax.Array]:
     zero = rows[0] & jnp.uint8(0)  # typed as varying over the workers, like the rows
     counts, _ = jax.lax.scan(add, [zero] * num_planes, groups)
     return _add_rows(counts, rows[whole:])[:num_planes]
+
+
+def add_planes(weights: list[list[jax.Array]]) -> list[jax.Array]:
+    """Adds planes, `weights[k]` being those of weight 2^k: one plane of each weight is left."""
+    total = []
+    while weights:
+        planes, *weights = weights
+        carries = []
+        while len(planes) > 1:
+            a, b, *planes = planes
+            if planes:
+                c, *planes = planes
+                planes.append(a ^ b ^ c)
+                carries.append((a & b) | (c & (a ^ b)))
+            else:
+                planes.append(a ^ b)
+                carries.append(a & b)
+        total += planes
+        if carries:
+            more, *weights = weights or [[]]
+            weights = [more + carries, *weights]
+    return total
 
 
 def compare_planes(planes: Planes, threshold: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -187,29 +209,7 @@ def _join(codes: jax.Array) -> jax.Array:
 
 def _add_rows(counts: Planes, rows: jax.Array) -> list[jax.Array]:
     least, *others = counts
-    return _add([[least, *(rows[i] for i in range(rows.shape[0]))], *([p] for p in others)])
-
-
-def _add(weights: list[list[jax.Array]]) -> list[jax.Array]:
-    """Adds planes, `weights[k]` those of weight 2^k, into one plane of each weight."""
-    total = []
-    while weights:
-        planes, *weights = weights
-        carries = []
-        while len(planes) > 1:
-            a, b, *planes = planes
-            if planes:
-                c, *planes = planes
-                planes.append(a ^ b ^ c)
-                carries.append((a & b) | (c & (a ^ b)))
-            else:
-                planes.append(a ^ b)
-                carries.append(a & b)
-        total += planes
-        if carries:
-            more, *weights = weights or [[]]
-            weights = [more + carries, *weights]
-    return total
+    return add_planes([[least, *(rows[i] for i in range(rows.shape[0]))], *([p] for p in others)])
 
 
 def _mask(condition: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from signax import _workers
-from signax.wire import _hlo
+from signax.wire import _hlo, _radix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,18 +171,22 @@ def wire_bits(
 
 def majority_bits(num_workers: int, ties: str = "zero", wire: str = "packed") -> float:
     """Bits that `majority_vote` sends per coordinate and worker, padding aside."""
-    planes = {"zero": 1.6 if wire == "ternary" else 2, "random": 1}[ties]
-    return 2 * planes * (num_workers - 1) / num_workers
+    num_values = {"zero": 3, "random": 2}[ties]
+    return 2 * _bits_per_value(num_values, wire) * (num_workers - 1) / num_workers
 
 
-def average_signs_bits(num_workers: int) -> float:
+def average_signs_bits(num_workers: int, wire: str = "packed") -> float:
     """Bits that `average_signs` sends per coordinate and worker: one up, the count down."""
-    return (1 + num_workers.bit_length()) * (num_workers - 1) / num_workers
+    return (1 + _bits_per_value(num_workers + 1, wire)) * (num_workers - 1) / num_workers
 
 
 def dense_bits(num_workers: int, bits: int = 32) -> float:
     """Bits that an all-reduce of `bits`-bit numbers sends per coordinate and worker."""
     return 2 * bits * (num_workers - 1) / num_workers
+
+
+def _bits_per_value(num_values: int, wire: str) -> float:
+    return _radix.bits_per_value(num_values) if wire == "radix" else (num_values - 1).bit_length()
 
 
 def _num_floats(compiled: Any) -> tuple[int | None, int | None]:

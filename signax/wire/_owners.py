@@ -99,7 +99,7 @@ def tally(
     decide: Callable[..., Sequence[jax.Array]],
     decode: Callable[..., jax.Array],
     axis_name: _workers.AxisName,
-    trits: _server.Trits,
+    radices: _server.Radices,
 ) -> tuple[Any, jax.Array]:
     """Counts each leaf where it is owned, and tells everyone only of the leaves that nobody owns.
 
@@ -112,7 +112,7 @@ def tally(
       decide: From the counts' planes, the number of voters and coins to result planes.
       decode: `decode(planes, size, dtype, voters)` gives the values of a leaf.
       axis_name: The workers' axis or axes.
-      trits: What travels as trits.
+      radices: How values travel.
 
     Returns:
       The results, of an owned leaf this worker's shard; and the number of voters.
@@ -134,12 +134,12 @@ def tally(
     def own_coins():
         return by_server(coins(num_words))[_workers.worker_index(axis_name)]
 
-    rows = jnp.stack([by_server(plane) for plane in planes], axis=1)  # [M, P, A + S]
-    counts, voters_here = _server.counts_of_slice(rows, is_voting, axis_name, trits)
+    rows = [by_server(plane) for plane in planes]  # [M, A + S] each
+    counts, voters_here = _server.counts_of_slice(rows, is_voting, axis_name, radices)
     decided = jnp.stack(list(decide(counts, voters_here, own_coins)))  # [R, A + S]
     sizes = [s.own_words for s in shards if s.dim is not None]
     owned, rest = jnp.split(decided, [sum(sizes)], axis=1)
-    rest, voters = _server.gather_slices(rest, voters_here, axis_name, trits)
+    rest, voters = _server.gather_slices(list(rest), voters_here, axis_name, radices)
     owned = iter(_cut(owned, sizes))
     rest = iter(_cut(jnp.stack(rest), [s.num_words for s in shards if s.dim is None]))
 

@@ -9,7 +9,8 @@ M workers hold packed words (8 coordinates in a byte). Four wires take them to o
               worker 1   [b0 b1 b2]  ->  slice 1 of all    [a1 b1 c1] -> r1  ->  [r0 r1 r2]
               worker 2   [c0 c1 c2]      slice 2 of all    [a2 b2 c2] -> r2      [r0 r1 r2]
 
-  ternary   as packed, with five coordinates in a byte where each says -1, 0 or +1 (`_trits`).
+  radix     as packed, with several coordinates in one number where each has 3, 5, 6, ... values
+            (`_radix`): five signs -1, 0, +1 in a byte, three counts of eight workers in ten bits.
 
   lanes     one integer psum: each coordinate's count has a lane of its own in a uint32,
             wide enough never to carry into its neighbour (the paper's "all-reduce compatible").
@@ -30,9 +31,9 @@ import jax
 import jax.numpy as jnp
 
 from signax import _workers
-from signax.wire import _bits, _contiguous, _slices, _trits
+from signax.wire import _bits, _contiguous, _radix, _slices
 
-Wire = Literal["packed", "ternary", "lanes", "float32"]
+Wire = Literal["packed", "radix", "lanes", "float32"]
 
 # counts as bit planes, the number of voters, the offset of these words in the buffer -> planes
 Decide = Callable[[Sequence[jax.Array], jax.Array, jax.Array | int], Sequence[jax.Array]]
@@ -46,11 +47,11 @@ class Received(NamedTuple):
     voters: jax.Array  # int32[]
 
 
-class Trits(NamedTuple):
-    """Which way two planes travel as five ternary digits in a byte."""
+class Radices(NamedTuple):
+    """In which radix the values of coordinates travel; 2 is as the bits that they have."""
 
-    up: bool
-    down: bool
+    up: int
+    down: int
 
 
 Answer = Callable[[Received], tuple[jax.Array, Any]]
@@ -79,7 +80,7 @@ def tally(
     decide: Decide,
     axis_name: _workers.AxisName | None,
     wire: Wire,
-    signs_down: bool,
+    num_values: int,
 ) -> tuple[Sequence[jax.Array], jax.Array]:
     """Counts the set bits of all workers' planes per coordinate and applies `decide` to the counts.
 
@@ -90,13 +91,13 @@ def tally(
         planes.
       axis_name: The workers' axis or axes; None for one worker and no collective.
       wire: How the bits travel; it does not change the result.
-      signs_down: Whether `decide` gives two planes that add up to sign + 1.
+      num_values: How many values the planes of `decide` can take.
 
     Returns:
       The result planes of W words and the number of voters (int32), both equal on all workers.
     """
-    packed = functools.partial(_packed, trits=trits_of(wire, planes, signs_down))
-    exchange = {"packed": packed, "ternary": packed, "lanes": _lanes, "float32": _float32}
+    packed = functools.partial(_packed, radices=radices_of(wire, planes, num_values))
+    exchange = {"packed": packed, "radix": packed, "lanes": _lanes, "float32": _float32}
     # Without the barrier XLA recomputes whatever produced the bits once per slice of the exchange.
     planes = jax.lax.optimization_barrier(tuple(planes))
     if axis_name is None:
@@ -108,57 +109,66 @@ def tally(
     return exchange[in_use(wire)](planes, is_voting, decide, axis_name)
 
 
-def trits_of(wire: Wire, planes: Sequence[jax.Array], signs_down: bool) -> Trits:
-    """What travels as trits. Two planes of a worker are sign + 1; one is a bit."""
-    is_ternary = in_use(wire) == "ternary"
-    return Trits(is_ternary and len(planes) == 2, is_ternary and signs_down)
+def radices_of(wire: Wire, planes: Sequence[jax.Array], num_values: int) -> Radices:
+    """Two planes of a worker are sign + 1, one of three values; one plane is a bit."""
+    if in_use(wire) != "radix":
+        return Radices(2, 2)
+    return Radices(len(planes) + 1, num_values)
 
 
-def _packed(planes, is_voting, decide, axis_name, trits):
+def _packed(planes, is_voting, decide, axis_name, radices):
     num_workers, size = _workers.num_workers(axis_name), planes[0].size
     slice_size = -(-size // num_workers)
-    rows = jnp.stack([_rows(p, num_workers, slice_size) for p in planes], axis=1)  # [M, P, S]
-    counts, voters = counts_of_slice(rows, is_voting, axis_name, trits)
+    rows = [_rows(plane, num_workers, slice_size) for plane in planes]
+    counts, voters = counts_of_slice(rows, is_voting, axis_name, radices)
     offset = _workers.worker_index(axis_name) * slice_size
-    decided = jnp.stack(list(decide(counts, voters, offset)))  # [R, S]
-    results, voters = gather_slices(decided, voters, axis_name, trits)
+    results, voters = gather_slices(decide(counts, voters, offset), voters, axis_name, radices)
     return [plane[:size] for plane in results], voters
 
 
 def counts_of_slice(
-    rows: jax.Array,
+    rows: Sequence[jax.Array],
     is_voting: jax.Array,
     axis_name: _workers.AxisName,
-    trits: Trits,
+    radices: Radices,
 ) -> tuple[Sequence[jax.Array], jax.Array]:
-    """Sends row j, uint8[P, S], to server j; the counts there, S words, and who is counted."""
-    num_workers, num_planes, size = rows.shape
-    sent = _trits.encode(rows) if trits.up else rows.reshape(num_workers, -1)
+    """Sends row j of P planes, uint8[M, S] each, to server j; the counts there, and the voters."""
+    num_workers, size = rows[0].shape
+    sent = _encode_votes(rows) if radices.up == 3 else rows
     header = jnp.full((num_workers, 1), is_voting, jnp.uint8)
-    received = _scatter(_contiguous.side_by_side([sent, header]), axis_name)  # [M, P*S + 1]
+    received = _scatter(_contiguous.side_by_side([*sent, header]), axis_name)  # [M, P*S + 1]
     voters = jnp.sum(received[:, -1], dtype=jnp.int32)
-    received = received[:, :-1]
-    rows = _trits.decode(received, size) if trits.up else received
-    return _bits.count_planes(rows.reshape(num_workers * num_planes, size)), voters
+    rows = jnp.split(received[:, :-1], len(sent), axis=1)
+    if radices.up == 3:
+        rows = _decode_votes(rows, size)
+    return _bits.count_planes(jnp.concatenate(rows)), voters
 
 
 def gather_slices(
-    decided: jax.Array,
+    decided: Sequence[jax.Array],
     voters: jax.Array,
     axis_name: _workers.AxisName,
-    trits: Trits,
+    radices: Radices,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """All servers' decisions, uint8[R, S] -> R planes uint8[M*S], and the number of voters."""
-    num_planes, size = decided.shape
-    answer = _trits.encode(decided) if trits.down else decided.reshape(-1)
-    message = _contiguous.concatenate([answer, to_bytes(voters)])
-    gathered = gather(message, axis_name)  # [M, R*S + header]
-    results, headers = jnp.split(gathered, [answer.size], axis=1)
-    if trits.down:
-        results = _trits.decode(results, size)
-    results = results.reshape(len(gathered), num_planes, size)
-    planes = [_contiguous.flat(results[:, i]) for i in range(num_planes)]
-    return planes, from_bytes(headers[0], jnp.int32)[0]
+    """All servers' decisions, R planes uint8[S] -> uint8[M*S], and the number of voters."""
+    size = decided[0].size
+    sent = _radix.encode(decided, radices.down)
+    header = to_bytes(voters)
+    gathered = gather(_contiguous.concatenate([*sent, header]), axis_name)  # [M, R*S + header]
+    results = jnp.split(gathered[:, : -header.size], len(sent), axis=1)
+    voters = from_bytes(gathered[0, -header.size :], jnp.int32)[0]
+    return [_contiguous.flat(rows) for rows in _radix.decode(results, radices.down, size)], voters
+
+
+def _encode_votes(rows):
+    """Of two planes whose bits add up to sign + 1, the second is set wherever the first is."""
+    positive, not_negative = rows
+    return _radix.encode([not_negative & ~positive, positive], 3)
+
+
+def _decode_votes(numbers, size):
+    ones, twos = _radix.decode(numbers, 3, size)
+    return [twos, ones | twos]
 
 
 def serve(

@@ -26,7 +26,7 @@ _SIZE = 160 * 168
 _OVERHEAD = 2 * 2 * 32 + 8 * (2 * 32 + 16)
 
 MakeTx = Callable[..., optax.GradientTransformation]
-Formula = Callable[[int], float]
+Formula = Callable[[int, str], float]  # number of workers, wire -> bits per coordinate
 
 
 class Algorithm(NamedTuple):
@@ -35,35 +35,36 @@ class Algorithm(NamedTuple):
     name: str
     make: MakeTx  # called with axis_name=, and wire= where there are several
     wires: tuple[str, ...]
-    formula: Formula  # number of workers -> bits per coordinate, on the packed wire
+    formula: Formula  # of the wires that lay out bits: packed and radix
     num_planes: int = 1  # counted for each coordinate: what the lanes must hold is M times this
 
 
 def _up_and_down(up: float, down: float) -> Formula:
-    return lambda m: (up + down) * (m - 1) / m
+    return lambda m, wire: (up + down) * (m - 1) / m
 
 
-_ALL = ("packed", "lanes", "float32")
+_BITS = ("packed", "lanes", "float32")
+_ALL = ("packed", "radix", "lanes", "float32")
 _ONE = ("packed",)
 
 
 def algorithms() -> Iterator[Algorithm]:
     """Every algorithm of the library that sends something."""
-    one = lambda m: _cost.majority_bits(m, "random")  # noqa: E731
-    two = lambda m: _cost.majority_bits(m, "zero")  # noqa: E731
-    yield Algorithm("dense_sgd", _with(signax.dense_sgd), (), _cost.dense_bits)
+    one = lambda m, wire: _cost.majority_bits(m, "random", wire)  # noqa: E731
+    two = lambda m, wire: _cost.majority_bits(m, "zero", wire)  # noqa: E731
+    yield Algorithm("dense_sgd", _with(signax.dense_sgd), (), lambda m, wire: _cost.dense_bits(m))
     for ties, formula, planes in (("random", one, 1), ("zero", two, 2)):
         for fn in (signax.sign_sgd, signax.signum):
             name = f'{fn.__name__}(ties="{ties}")'
-            wires = (*_ALL, "ternary") if ties == "zero" else _ALL
+            wires = _ALL if ties == "zero" else _BITS
             yield Algorithm(name, _with(fn, ties=ties), wires, formula, planes)
     yield Algorithm(
         'noisy_sign_sgd(ties="random")',
-        _with(signax.noisy_sign_sgd, noise_scale=1.0, ties="random"), _ALL, one,
+        _with(signax.noisy_sign_sgd, noise_scale=1.0, ties="random"), _BITS, one,
     )  # fmt: skip
     yield Algorithm(
         'distributed_lion(ties="random")',
-        _with(signax.distributed_lion, ties="random"), _ALL, one,
+        _with(signax.distributed_lion, ties="random"), _BITS, one,
     )  # fmt: skip
     yield Algorithm("ssdm", _with(signax.ssdm), _ALL, _cost.average_signs_bits)
     yield Algorithm(
@@ -91,7 +92,7 @@ def _baselines() -> Iterator[Algorithm]:
     kept = 64 * math.ceil(0.01 * _SIZE) / _SIZE
     yield Algorithm(
         "top_k_sgd(fraction=0.01)",
-        _with(baselines.top_k_sgd, fraction=0.01), ("all-gather",), lambda m: kept * (m - 1),
+        _with(baselines.top_k_sgd, fraction=0.01), ("all-gather",), lambda m, wire: kept * (m - 1),
     )  # fmt: skip
 
 
@@ -128,9 +129,7 @@ def _formula(algorithm: Algorithm, wire: str | None, num_workers: int) -> float:
         return _cost.dense_bits(num_workers) / (32 // lane_bits)
     if wire == "float32":
         return _cost.dense_bits(num_workers)
-    if wire == "ternary":
-        return _cost.majority_bits(num_workers, "zero", wire)
-    return algorithm.formula(num_workers)
+    return algorithm.formula(num_workers, wire or "packed")
 
 
 def _compiled(tx: optax.GradientTransformation, num_workers: int) -> signax.WireReport:

@@ -16,7 +16,7 @@ import optax
 import signax
 from signax.experiments.bench import c_loop, model
 from signax.experiments.bench.timing import Group
-from signax.wire import _bits, _trits
+from signax.wire import _bits, _radix
 
 _MEMORY, _TEXTBOOK, _OURS = "memory", "textbook", "signax"
 
@@ -46,7 +46,8 @@ def groups(size: int, num_leaves: int, *, is_quick: bool = False) -> Iterator[Ca
     yield lambda: _stochastic_sign_and_pack(size)
     for num_workers in (8,) if is_quick else (4, 8, 16):
         yield lambda m=num_workers: _count(size, m)
-    yield lambda: _code_trits(size)
+    for radix in (3,) if is_quick else (3, 5, 9):
+        yield lambda r=radix: _code_in_radix(size, r)
     yield lambda: _unpack_and_apply(size)
     for n in (num_leaves,) if is_quick else (8, num_leaves):
         yield lambda n=n: _local_step(size, n)
@@ -111,24 +112,28 @@ def _count(size: int, num_workers: int) -> Group:
     return _group(f"majority of {num_workers}", size, calls)
 
 
-def _code_trits(size: int) -> Group:
-    """Of words that are packed already: two planes whose bits add up to a sign + 1."""
-    bits = np.random.default_rng(0).integers(0, 256, (2, -(-size // 8)), np.uint8)
-    planes = jnp.stack([bits[0] & bits[1], bits[1]])
-    sent = _trits.encode(planes)
+def _code_in_radix(size: int, radix: int) -> Group:
+    """Of values that are planes already, in rows as for four servers: to numbers, and back."""
+    values = np.random.default_rng(0).integers(0, radix, (4, -(-size // 32) * 8), np.uint8)
+    bits = [values >> i & 1 for i in range((radix - 1).bit_length())]
+    planes = [jnp.asarray(np.packbits(x, axis=1, bitorder="little")) for x in bits]
+    encode = lambda *planes: _radix.encode(planes, radix)  # noqa: E731
+    decode = lambda *numbers: _radix.decode(numbers, radix, planes[0].shape[1])  # noqa: E731
+    num_digits = 5 if radix == 3 else 3
 
-    def textbook(planes):
-        digits = jnp.sum(jnp.unpackbits(planes, axis=1, bitorder="little"), axis=0)
-        digits = jnp.pad(digits, (0, -digits.size % 5)).reshape(-1, 5)
-        return jnp.sum(digits * 3 ** jnp.arange(5), axis=1).astype(jnp.uint8)
+    def textbook(*planes):
+        bits = jnp.unpackbits(jnp.stack(planes), axis=2, bitorder="little").astype(jnp.uint16)
+        digits = jnp.sum(bits << jnp.arange(len(planes), dtype=jnp.uint16)[:, None, None], axis=0)
+        digits = jnp.pad(digits.ravel(), (0, -digits.size % num_digits)).reshape(-1, num_digits)
+        return jnp.sum(digits * radix ** jnp.arange(num_digits), axis=1)
 
     calls = {
-        _MEMORY: _call(lambda planes: planes ^ 1, planes),
-        _TEXTBOOK: _call(textbook, planes),
-        _OURS: _call(_trits.encode, planes),
-        "signax, back": _call(lambda sent: _trits.decode(sent, planes.shape[1]), sent),
+        _MEMORY: _call(lambda *planes: [plane ^ 1 for plane in planes], *planes),
+        _TEXTBOOK: _call(textbook, *planes),
+        _OURS: _call(encode, *planes),
+        "signax, back": _call(decode, *jax.jit(encode)(*planes)),
     }
-    return _group("five ternary digits in a byte", size, calls)
+    return _group(f"values in radix {radix}", size, calls)
 
 
 def _unpack_and_apply(size: int) -> Group:

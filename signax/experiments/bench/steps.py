@@ -42,8 +42,9 @@ def links() -> dict[str, Link]:
         "int8 psum of signs": _stateless(_int8_majority),
         'majority, ties="random"': signax.majority_vote(AXIS_NAME, ties="random"),
         'majority, ties="zero"': signax.majority_vote(AXIS_NAME, ties="zero"),
-        'majority, ties="zero", trits': signax.majority_vote(AXIS_NAME, wire="ternary"),
+        'majority, ties="zero", radix': signax.majority_vote(AXIS_NAME, wire="radix"),
         "ssdm": _without_step(signax.ssdm(1.0, axis_name=AXIS_NAME)),
+        "ssdm, radix": _without_step(signax.ssdm(1.0, axis_name=AXIS_NAME, wire="radix")),
         'majority, ties="random", lanes': signax.majority_vote(
             AXIS_NAME, ties="random", wire="lanes"
         ),
