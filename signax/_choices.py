@@ -1,4 +1,4 @@
-"""Arguments that are one of a few words, or a number."""
+"""Arguments that are one of a few words, a number, or a number that shapes depend on."""
 
 import numbers
 from typing import Any, get_args
@@ -22,4 +22,14 @@ def require_number(value: Any, function: str, argument: str) -> None:
         raise TypeError(
             f"signax.{function}: {argument} must be a number, got {value!r}. (The axis is a"
             " keyword, axis_name=...)"
+        )
+
+
+def require_static(value: Any, function: str, argument: str) -> None:
+    """Raises a `TypeError` for an array where the number decides on shapes."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"signax.{function}: the shapes of what is sent depend on {argument}, so it must be a"
+            " number of Python and no JAX array. optax.inject_hyperparams makes arrays of numbers:"
+            f' write optax.inject_hyperparams(..., static_args="{argument}").'
         )

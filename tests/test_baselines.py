@@ -335,3 +335,21 @@ def test_clipping_at_sigmas_cuts_at_the_papers_bound():
 def test_what_cannot_be_is_refused_at_construction(make, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (baselines.qsgd, {"levels": 7}),
+        (baselines.power_sgd, {"rank": 2}),
+        (baselines.top_k_sgd, {"fraction": 0.5}),
+        (baselines.random_k_sgd, {"fraction": 0.5}),
+    ],
+)
+def test_what_shapes_depend_on_is_static_under_inject_hyperparams(make, argument):
+    (name,), params = argument, jnp.ones((4, 6))
+    with pytest.raises(TypeError, match=f'static_args="{name}"'):
+        optax.inject_hyperparams(make)(learning_rate=0.1, **argument).init(params)
+    tx = optax.inject_hyperparams(make, static_args=name)(learning_rate=0.1, **argument)
+    update, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    assert update.shape == params.shape

@@ -110,6 +110,17 @@ def test_a_reader_who_has_seen_enough_ends_a_command_quietly():
     assert process.returncode == 1
 
 
+@thorough
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, always full, is of Linux")
+def test_a_full_disk_is_said_in_one_line():
+    command = [sys.executable, "-m", "signax.experiments.cli", "train", "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("signax: error: no room to write what was printed or saved")
+    assert done.stderr.count("\n") == 1
+
+
 def test_help_lists_every_command_and_every_field(capsys: pytest.CaptureFixture):
     assert cli.main([]) == cli.main(["--help"]) == cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out

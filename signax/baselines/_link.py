@@ -1,5 +1,6 @@
 """What every baseline's link does as those of the sign methods do: check, abstain, remember."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -100,7 +101,8 @@ def all_reduce(
 
 def require_positive_integer(value: Any, function: str, argument: str, what: str) -> None:
     """Raises a `ValueError` unless the value is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    _choices.require_static(value, function, argument)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(
             f"signax.{function}: {argument} must be an integer of at least 1, got {value!r}. {what}"
         )
@@ -108,7 +110,8 @@ def require_positive_integer(value: Any, function: str, argument: str, what: str
 
 def require_fraction(value: Any, function: str) -> None:
     """Raises a `ValueError` unless the value is a share of the coordinates, in (0, 1]."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+    _choices.require_static(value, function, "fraction")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value <= 1:
         raise ValueError(
             f"signax.{function}: fraction must be a number in (0, 1], got {value!r}. It is the "
             "share of each leaf's coordinates that is sent at a step; 0.01 is usual."

@@ -5,6 +5,7 @@ success, 1 a run that cannot go on, 2 a mistake in what was asked for, 3 the los
 (all one line on stderr), 130 an interrupted run.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -52,8 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `signax train --help | head`: nobody reads on, which is no mistake
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop_printing()
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _stop_printing()
+        where = error.filename or "what was printed or saved"
+        return _fail(f"no room to write {where}: {error.strerror}. Free some space, then go on.", 1)
     except KeyboardInterrupt:
         return 130
     except OneLineError as error:
@@ -93,6 +100,11 @@ def _help() -> str:
             "`signax COMMAND --help` lists a command's flags; `signax --version` says which one.",
         ]
     )
+
+
+def _stop_printing() -> None:
+    """What is still in the buffer goes nowhere: written at exit, it would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_status: int = 2) -> int:
