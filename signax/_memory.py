@@ -42,7 +42,9 @@ def ema_from_first_gradient(
       `abstaining`, as the named algorithms do. An empty tree passes.
 
     Raises:
-      ValueError: If beta is not in [0, 1).
+      ValueError: If beta is not in [0, 1); at update, if the gradients are not of the shapes that
+        init saw, or were already summed over the workers.
+      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.ema_from_first_gradient(0.9)
@@ -64,6 +66,7 @@ def ema_from_first_gradient(
         del params
         _sign.require_real(updates, "ema_from_first_gradient")
         _workers.require_own(updates, _workers.axes_of_memory(state), "ema_from_first_gradient")
+        require_made_for(updates, state.momentum, "ema_from_first_gradient")
         gradient, previous = wide(updates), wide(state.momentum)
         averaged = optax.tree.update_moment(gradient, previous, beta, order=1)
         momentum = jax.tree.map(lambda m, g: jnp.where(state.has_started, m, g), averaged, gradient)

@@ -9,7 +9,7 @@ for +1, c; two bits per worker, sign + 1, count s + M, the sum of signs moved up
 `decide` runs on the server and on packed words; `decode` runs everywhere, on what came back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from signax.wire import _bits
 
 Ties = Literal["zero", "random"]
-Planes = Sequence[jax.Array]
+Planes = _bits.Planes
 
 _FEW_PLANES = 3  # with four, 15 choices take as long as one sum and its division
 
@@ -28,8 +28,8 @@ class Rule(NamedTuple):
 
     # counts as bit planes, number of rows counted, voters, coins -> planes to send back
     decide: Callable[[Planes, int, jax.Array, Callable[[], jax.Array]], Planes]
-    # those planes for one leaf, number of workers, voters, size, dtype -> the leaf
-    decode: Callable[[Planes, int, jax.Array, int, Any], jax.Array]
+    # those planes for one leaf, size, dtype, voters, number of workers -> the leaf
+    decode: Callable[[Planes, int, Any, jax.Array, int], jax.Array]
     # number of workers -> how many values are sent back for each coordinate
     num_values: Callable[[int], int]
 
@@ -52,24 +52,24 @@ def _all_counts(counts, num_rows, voters, coins):
     return counts
 
 
-def _decode_ternary(planes, num_workers, voters, size, dtype):
+def _decode_ternary(planes, size, dtype, voters, num_workers):
     del num_workers, voters
     return _bits.unpack_planes(planes, (1, 2), size, dtype) - 1
 
 
-def _decode_binary(planes, num_workers, voters, size, dtype):
+def _decode_binary(planes, size, dtype, voters, num_workers):
     del num_workers
     sign = _bits.unpack_planes(planes, (2,), size, jnp.float32) - 1.0
     return jnp.where(voters > 0, sign, 0.0).astype(dtype)
 
 
-def _decode_mean_ternary(planes, num_workers, voters, size, dtype):
+def _decode_mean_ternary(planes, size, dtype, voters, num_workers):
     return _decode_each(
         planes, size, lambda count: mean_over_voters(count - num_workers, voters, dtype)
     )
 
 
-def _decode_mean_binary(planes, num_workers, voters, size, dtype):
+def _decode_mean_binary(planes, size, dtype, voters, num_workers):
     del num_workers
     return _decode_each(
         planes, size, lambda count: mean_over_voters(2 * count - voters, voters, dtype)

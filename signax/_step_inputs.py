@@ -17,7 +17,7 @@ def require_divisible(
     shares = num_workers * accumulate_steps * local_steps
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         size = jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
-        if size is None or size % shares:
+        if not size or size % shares:
             parts = f"{num_workers} workers"
             if accumulate_steps > 1:
                 parts += f" x accumulate_steps={accumulate_steps}"

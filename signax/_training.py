@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout, _mesh, _sharded_step, _specs, _step_inputs
+from signax import _layout, _mesh, _processes, _sharded_step, _specs, _step_inputs
 from signax._shards import _cut, _given
 from signax._worker_step import Step, TrainState, make_worker_step
 from signax.wire import _server
@@ -28,7 +28,7 @@ def init_train_state(
     mesh: _mesh.AnyMesh,
     *,
     model_state: Any = None,
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     axis_names: tuple[str, ...] | None = None,
     param_specs: Any = None,
     state_specs: Any = None,
@@ -42,7 +42,7 @@ def init_train_state(
       tx: The optimizer, a chain with a network link.
       mesh: The workers' mesh, or the number M of simulated workers on one device.
       model_state: What the model carries besides parameters, such as BatchNorm statistics.
-      key: A PRNG key, such as for dropout.
+      key: A PRNG key or an integer seed, such as for dropout.
       axis_names: The workers' axes of the mesh; None is all of them.
       param_specs: How the parameters are cut over the other axes, inside each worker: a tree of
         `PartitionSpec`; None is as they lie (their `NamedSharding`).
@@ -55,8 +55,9 @@ def init_train_state(
       `param_specs` says.
 
     Raises:
-      ValueError: If the chain has no network link, a parameter is cut over the workers' axes, or
-        `mesh` is neither a mesh nor a number of at least 1.
+      ValueError: If the chain has no network link, a parameter is cut over the workers' axes,
+        `mesh` is neither a mesh nor a number of at least 1, or the processes of a multi-process
+        mesh do not pass the same numbers.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
@@ -65,13 +66,14 @@ def init_train_state(
     """
     mesh = _mesh.as_mesh(mesh, axis_name)
     step = jnp.zeros((), jnp.int32)
+    keys = jax.random.key(key) if isinstance(key, int) else key
     cut = _given.cut_of(params, mesh, _mesh.require_axes(axis_names, mesh), param_specs)
     params = _copy(params, mesh, cut)
-    step, model_state, key = _copy((step, model_state, key), mesh)
+    step, model_state, keys = _copy((step, model_state, keys), mesh)
     opt_state = _layout.init_opt_state(
         tx, params, mesh, axis_names=axis_names, param_specs=param_specs, state_specs=state_specs
     )
-    return TrainState(step, params, opt_state, model_state, key)
+    return TrainState(step, params, opt_state, model_state, keys)
 
 
 def make_train_step(
@@ -245,7 +247,9 @@ def simulate_train_step(
         _step_inputs.require_stacked(state.opt_state, layout, mesh)
         _step_inputs.require_divisible(batch, mesh, (axis_name,), accumulate_steps, local_steps)
         axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=_specs.is_spec)
-        batch = jax.tree.map(lambda x: x.reshape(num_workers, -1, *x.shape[1:]), batch)
+        batch = jax.tree.map(
+            lambda x: x.reshape(num_workers, len(x) // num_workers, *x.shape[1:]), batch
+        )
         on_workers = jax.vmap(
             worker_step, (TrainState._make((None, None, axes, None, None)), 0), axis_name=axis_name
         )
@@ -294,4 +298,8 @@ def _copy(tree: Any, mesh: _mesh.AnyMesh, cut: _cut.Cut | None = None) -> Any:
     shardings: Any = NamedSharding(mesh, PartitionSpec())
     if cut is not None:
         shardings = _specs.as_shardings(_cut.specs_of(cut, tree), mesh)
+    if mesh.is_multi_process:
+        _processes.require_same(tree)
+    else:  # also of arrays that were committed to other devices
+        tree = jax.device_put(tree, shardings)
     return jax.jit(copy, out_shardings=shardings)(tree)

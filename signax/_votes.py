@@ -113,7 +113,8 @@ def average_signs(
         `scale_by_stochastic_sign` are never zero, so for SSDM both give the same result.
       key: An integer seed or a PRNG key for the coins, the same on all workers.
       wire: "packed", "radix" (three counts of eight workers in ten bits in place of twelve, and
-        what `ties="zero"` sends up as for `majority_vote`), "lanes" or "float32".
+        what `ties="zero"` sends up as for `majority_vote`; nothing is saved where M + 1 is a power
+        of two or little below it), "lanes" or "float32".
       on_nonfinite: "abstain", "propagate" or "error", as for `majority_vote`.
       out_specs: Where the result is needed, as for `majority_vote`.
 
@@ -166,7 +167,7 @@ def _vote(
         if not any(jnp.size(u) for u in jax.tree.leaves(updates)):
             return _network.nothing_to_say(updates, state)
         with jax.named_scope(f"signax.{name}"):
-            owners = _owners.shards_of(updates, out_specs, axis_name, name)
+            owners = _owners.pieces_of(updates, out_specs, axis_name, name)
             # An owner's words stay in the order of the leaves: copies are then sent as often as
             # there are any.
             shards = None if owners else _whole.shards_of(updates)
@@ -189,26 +190,23 @@ def _vote(
 def _decided(rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_name, wire):
     """The planes counted and decided on: the result as a tree, and the number of voters."""
     num_workers = _workers.num_workers(axis_name)
+    num_values = rule.num_values(num_workers)
+    decode = functools.partial(rule.decode, num_workers=num_workers)
 
     def decide(counts, voters, coins):
         return rule.decide(counts, len(planes) * num_workers, voters, coins)
 
-    def decode(planes, size, dtype, voters):
-        return rule.decode(planes, num_workers, voters, size, dtype)
-
-    if owners and _server.in_use(wire) in ("packed", "radix"):
-        radices = _server.radices_of(wire, planes, rule.num_values(num_workers))
+    if owners and _server.is_sliced(wire):
+        coding = _server.coding_of(wire, len(planes), num_values)
         signs, voters = _owners.tally(
-            planes, is_voting, updates, owners, tie_coins, decide, decode, axis_name, radices
+            planes, is_voting, updates, owners, tie_coins, decide, decode, axis_name, coding
         )
         return _whole.as_copies(signs, _whole.shards_of(updates)), _whole.largest(voters)
 
     def decide_slice(counts, voters, offset):
         return decide(counts, voters, functools.partial(tie_coins, counts[0].size, offset))
 
-    results, voters = _server.tally(
-        planes, is_voting, decide_slice, axis_name, wire, rule.num_values(num_workers)
-    )
+    results, voters = _server.tally(planes, is_voting, decide_slice, axis_name, wire, num_values)
     voters = _whole.largest(voters)
     signs = _ballot.unpack_leaves(
         dealing.collect(results), updates, functools.partial(decode, voters=voters)

@@ -19,7 +19,9 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32[]
     params: Any  # equal on all workers
     opt_state: Any  # worker-local leaves stacked: `state_specs`
-    model_state: Any = None  # such as BatchNorm statistics: float leaves are averaged over workers
+    # Such as BatchNorm statistics. Float leaves are averaged over the workers; PRNG keys stay, and
+    # the loss sees one of its own for each step and worker.
+    model_state: Any = None
     key: jax.Array | None = None  # for dropout: each step and worker gets a key of its own
 
 
@@ -99,7 +101,7 @@ def make_worker_step(
             key = jax.random.fold_in(
                 jax.random.fold_in(key, state.step), _workers.worker_index(axes)
             )
-        model_state = _as_varying_floats(state.model_state, axes)
+        model_state = _of_this_worker(state.model_state, state.step, axes)
         updates, opt_state, model_state, metrics = descend(state, model_state, batch, key)
         params = optax.apply_updates(state.params, updates)
         num_abstained = [x for _, x in optax.tree.get_all_with_path(opt_state, "num_abstained")]
@@ -199,16 +201,26 @@ def _total_where_varying(num_abstained: jax.Array) -> jax.Array:
     return jax.lax.psum(num_abstained, axes) if axes else num_abstained
 
 
-def _as_varying_floats(model_state: Any, axes: tuple[str, ...]) -> Any:
-    return jax.tree.map(lambda x: _workers.as_varying(x, axes) if _is_float(x) else x, model_state)
+def _of_this_worker(model_state: Any, step: jax.Array, axes: tuple[str, ...]) -> Any:
+    """What the loss sees. A key that all workers share would drop the same units on all of them."""
+
+    def own(x):
+        if _is_key(x):
+            return jax.random.fold_in(jax.random.fold_in(x, step), _workers.worker_index(axes))
+        return _workers.as_varying(x, axes) if _is_float(x) else x
+
+    return jax.tree.map(own, model_state)
 
 
 def _average_model_state(new: Any, old: Any, axes: tuple[str, ...]) -> Any:
     """Float leaves: the mean over the workers where the leaf is finite, or else the old value."""
 
-    def average(new, old):
+    def average(path, new, old):
         new = jnp.asarray(new)
+        if _is_key(old):
+            return old
         if not _is_float(new):
+            _require_alike(path, new)
             return new
         is_finite = jnp.all(jnp.isfinite(new))
         total, count = jax.lax.psum(
@@ -216,7 +228,21 @@ def _average_model_state(new: Any, old: Any, axes: tuple[str, ...]) -> Any:
         )
         return jnp.where(count > 0, total / jnp.maximum(count, 1), old)
 
-    return jax.tree.map(average, new, old)
+    return jax.tree_util.tree_map_with_path(average, new, old)
+
+
+def _require_alike(path: Any, leaf: jax.Array) -> None:
+    if _workers.varying_axes(leaf):
+        axes = ", ".join(sorted(map(str, _workers.varying_axes(leaf))))
+        raise ValueError(
+            f"loss_fn returns a model_state whose leaf {jax.tree_util.keystr(path)} ({leaf.dtype})"
+            f" differs between the workers over {axes}: only float leaves are averaged."
+            " Return the same number on all workers, such as a count of steps, or a float."
+        )
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _is_float(x: Any) -> bool:

@@ -98,7 +98,7 @@ def test_the_axis_in_the_place_of_a_number_is_refused_at_construction(what: str)
 
 @pytest.mark.parametrize("scale", ["linf", None, True])
 def test_a_scale_is_a_scale_or_a_number(scale: Any):
-    with pytest.raises(TypeError, match=r"^signax\.scale_by_stochastic_sign: scale must be a "):
+    with pytest.raises(TypeError, match=r"^signax\.ssdm: scale must be a "):
         signax.ssdm(0.1, scale=scale)
 
 
@@ -108,3 +108,17 @@ def test_a_scale_that_is_not_positive_is_refused_at_construction(scale):
         signax.scale_by_stochastic_sign(0, axis_name=None, scale=scale)
     with pytest.raises(ValueError, match=r"^signax\.diana: scale must be positive"):
         signax.diana(0.1, scale=scale)
+
+
+def test_r_of_the_stochastic_sign_is_a_number_and_not_negative():
+    with pytest.raises(ValueError, match="scale must not be negative"):
+        signax.stochastic_sign(0, jnp.ones(3), -1.0)
+    with pytest.raises(TypeError, match="scale must be a number, got 'l2'"):
+        signax.stochastic_sign(0, jnp.ones(3), "l2")
+
+
+def test_scales_of_blocks_are_no_scale_of_a_leaf_also_in_a_chain_of_ones_own():
+    with pytest.raises(ValueError, match="scale_by_stochastic_sign: rescale=True sends one scale"):
+        signax.scale_by_stochastic_sign(
+            0, axis_name=None, scale=signax.Scale(scope=2), rescale=True
+        )

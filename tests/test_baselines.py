@@ -353,3 +353,16 @@ def test_what_shapes_depend_on_is_static_under_inject_hyperparams(make, argument
     tx = optax.inject_hyperparams(make, static_args=name)(learning_rate=0.1, **argument)
     update, _ = jax.jit(tx.update)(params, tx.init(params), params)
     assert update.shape == params.shape
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3])
+def test_a_leaf_of_equal_coordinates_is_not_clipped_to_its_rounding(value: float):
+    g = jnp.full(1000, value)
+    tx = baselines.tern_grad(1.0, clip_sigmas=2.5)
+    update, _ = tx.update(g, tx.init(g))
+    np.testing.assert_allclose(jnp.max(jnp.abs(update)), value, rtol=1e-6)
+
+
+def test_the_momentum_of_power_sgd_is_a_decay():
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\)"):
+        baselines.power_sgd(0.1, momentum=5.0)

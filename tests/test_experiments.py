@@ -115,7 +115,7 @@ def test_a_reader_who_has_seen_enough_ends_a_command_quietly():
 def test_a_full_disk_is_said_in_one_line():
     command = [sys.executable, "-m", "signax.experiments.cli", "train", "--help"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("signax: error: no room to write what was printed or saved")
     assert done.stderr.count("\n") == 1

@@ -48,6 +48,7 @@ ROOMS = (
     "_worker_step",
     "_step_inputs",
     "_sharded_step",
+    "_processes",
     "_training",
     "_elastic",
     "_restoring",

@@ -144,6 +144,36 @@ def test_a_flax_model_with_batch_norm_and_dropout_trains(accumulate_steps: int):
             np.testing.assert_allclose(seen["var"][...], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("run", [on_mesh, simulated])
+def test_dropout_keys_in_the_model_state_are_of_each_worker_and_step(run):
+    graph, rest = nnx.split(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+
+    def loss_fn(p, batch, model_state):
+        model = nnx.merge(graph, model_state, copy=True)
+        code = jnp.sum(model(jnp.ones(16)) * 2.0 ** jnp.arange(16))  # which units are dropped
+        aux = {"code": code, "square": code**2}
+        return loss(p, batch), (nnx.state(model), aux)
+
+    state, history = run(loss_fn, signax.sign_sgd(0.1, axis_name=WORKERS), batches(2, M),
+                         model_state=rest, has_aux=True)  # fmt: skip
+    for metrics in history:
+        assert metrics["square"] - metrics["code"] ** 2 > 1.0  # the workers' codes differ
+    assert history[0]["code"] != history[1]["code"]
+    before, after = nnx.to_pure_dict(rest), nnx.to_pure_dict(state.model_state)
+    assert after["rngs"]["count"] == 2
+    assert after["rngs"]["key"] == before["rngs"]["key"]
+
+
+def test_a_count_in_the_model_state_that_differs_between_workers_is_refused():
+    def loss_fn(p, batch, model_state):
+        seen = model_state["seen"] + jnp.sum(batch > 0).astype(jnp.int32)
+        return loss(p, batch), {"seen": seen}
+
+    with pytest.raises(ValueError, match=r"\['seen'\] \(int32\) differs between the workers"):
+        on_mesh(loss_fn, signax.sign_sgd(0.1, axis_name=WORKERS), batches(1, M),
+                model_state={"seen": jnp.int32(0)})  # fmt: skip
+
+
 def test_model_state_with_metrics_and_integers_and_a_bad_worker():
     def loss_fn(p, batch, model_state):
         mean = jnp.mean(batch)

@@ -248,3 +248,27 @@ def test_sigint_to_one_process_stops_all_at_the_same_step_with_a_checkpoint():
     checkpoints = Checkpoints(Path("run"))
     assert checkpoints.latest_step == 15
     checkpoints.close()
+
+
+STARTS = """
+import sys
+import jax, jax.numpy as jnp, signax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+mesh, tx = signax.make_worker_mesh(), signax.signum(0.1, axis_name="workers")
+same, own = jnp.ones(3), jnp.full(3, float(jax.process_index()))
+signax.init_train_state({"a": same, "b": same}, tx, mesh, model_state=same, key=1)
+print("same:", 1)
+signax.init_train_state({"a": same, "b": own}, tx, mesh)
+"""
+
+
+def test_processes_that_start_from_different_parameters_are_told_at_once():
+    address = f"127.0.0.1:{processes.free_port()}"
+    commands = [[sys.executable, "-c", STARTS, address, str(rank)] for rank in range(2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, **pipes) for command in commands]
+    ended = [process.communicate(timeout=LIMIT) for process in running]
+    for output, errors in ended:
+        assert output.endswith("same: 1\n")
+        assert "do not hold the same numbers at ['b']" in errors

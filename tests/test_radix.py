@@ -52,11 +52,13 @@ def test_numbers_have_the_values_as_their_digits(radix: int, num_digits: int):
     np.testing.assert_array_equal(values_in(numbers), expected)
 
 
-def test_fewer_bits_are_sent_wherever_a_value_has_some_to_spare():
-    expected = {2: 1, 3: 1.6, 4: 2, 5: 7 / 3, 7: 3, 8: 3, 9: 10 / 3, 17: 13 / 3, 33: 5.5, 65: 6.5}
+def test_values_of_2_to_the_k_plus_1_take_fewer_bits_than_planes_and_none_takes_more():
+    expected = {2: 1, 3: 1.6, 4: 2, 5: 7 / 3, 7: 3, 8: 3, 9: 10 / 3, 17: 13 / 3, 33: 5.5, 257: 8.5}
     assert {radix: _radix.bits_per_value(radix) for radix in expected} == expected
     for radix in RADICES:
-        assert np.log2(radix) <= _radix.bits_per_value(radix) <= (radix - 1).bit_length()
+        bits, as_planes = _radix.bits_per_value(radix), (radix - 1).bit_length()
+        assert np.log2(radix) <= bits <= as_planes
+        assert bits < as_planes or (radix - 1).bit_count() > 1 or radix == 2
 
 
 def test_an_empty_buffer_passes():

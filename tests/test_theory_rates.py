@@ -260,3 +260,15 @@ def test_theorem_4_is_false_for_heterogeneous_workers():
     smoothness = jnp.array([0.5, 1.5])
     bound = theory.theorem_4_bound((x0 + 1) ** 2 / 2, 0.0, smoothness, 1, num_steps)
     assert left > bound
+
+
+@pytest.mark.parametrize("of", [int, np.int64, lambda n: np.array([n])])
+def test_counts_may_be_larger_than_the_integers_of_jax(of):
+    num_steps = 7 * 10**9
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    expected = float(theory.theorem_1_bound(1.0, jnp.ones(1), 0.001, float(num_steps)))
+    close(theory.theorem_1_bound(1.0, jnp.ones(1), 0.001, of(num_steps)), expected)
+    close(theory.lemma_2_success_probability(2.0, of(num_steps)), 1.0)
+    d = float(num_steps)
+    largest = d * 0.5 * np.log(2 * np.pi * np.e / d)
+    close(theory.lemma_4_largest_entropy(1.0, of(num_steps)), largest)

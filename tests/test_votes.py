@@ -119,8 +119,8 @@ def test_every_count_of_any_number_of_workers_is_decoded_to_the_mean(
     counts = np.arange(most + 1)
     planes = [signax.pack_bits((counts >> k) & 1) for k in range(most.bit_length())]
     total = 2 * counts - num_workers if ties == "random" else counts - num_workers
-    decode = jax.jit(_rules.AVERAGE[ties].decode, static_argnums=(1, 3, 4))
-    mean = decode(planes, num_workers, jnp.int32(num_workers), counts.size, jnp.float32)
+    decode = jax.jit(_rules.AVERAGE[ties].decode, static_argnums=(1, 2, 4))
+    mean = decode(planes, counts.size, jnp.float32, jnp.int32(num_workers), num_workers)
     np.testing.assert_array_equal(mean, total.astype(np.float32) / np.float32(num_workers))
 
 

@@ -37,7 +37,8 @@ def distributed_lion(
        \Delta_k = \operatorname{sign} \sum_n \delta^n_k \quad \text{or} \quad
        \Delta_k = \frac{1}{M} \sum_n \delta^n_k $$
 
-    With `axis_name=None` or one worker it equals `optax.lion`.
+    With `axis_name=None` or one worker it equals `optax.lion(..., weight_decay=0.0)`, whose own
+    default is 1e-3.
 
     Args:
       learning_rate: gamma, in parameter units per step and coordinate; a number or a schedule.

@@ -29,8 +29,8 @@ def monotone_sign_sgd(
 
     Args:
       learning_rate: gamma, in parameter units per step and coordinate; a number or a schedule.
-      on_nonfinite: What a NaN or an infinity in the gradient does: "abstain" (stay where you are),
-        "propagate" or "error".
+      on_nonfinite: What a NaN or an infinity in the gradient does: "abstain" (no step but that of
+        the decay), "propagate" or "error".
       weight_decay: Strength of the decoupled weight decay, times the learning rate. It is part of
         the step, and not of f.
       mask: Which leaves decay: a tree of bools, or a function from parameters to one.

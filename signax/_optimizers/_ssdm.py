@@ -74,10 +74,11 @@ def ssdm(
       mean is over the others.
 
     Raises:
-      ValueError: For beta outside [0, 1), an unknown scale, sign or wire, or `rescale` with blocks,
-        a wire other than "packed" or a deterministic sign; at update, for an unbound axis or
-        gradients already summed over the workers.
-      TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      ValueError: For beta outside [0, 1), a scale that is not positive, an unknown sign, wire or
+        `on_nonfinite`, or `rescale` with blocks, a wire other than "packed" or a deterministic
+        sign; at update, for an unbound axis or gradients already summed over the workers.
+      TypeError: If `scale` is neither a `Scale` nor a number; at update, if a leaf is not of a
+        floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.ssdm(0.01, scale=signax.Scale("linf"))
@@ -92,13 +93,7 @@ def ssdm(
     """
     _memory.require_decay(beta, "ssdm", "beta")
     _choices.require(sign, Sign, "ssdm", "sign")
-    block = _scales.block_of(scale)
-    if rescale and block is not None:
-        raise ValueError(
-            "signax.ssdm: rescale=True sends one scale for each leaf, and"
-            f" Scale(scope={block}) has one for each block of {block} coordinates. Use"
-            ' scope="leaf", or scope="global".'
-        )
+    _stochastic.require_scale(scale, "ssdm", rescale)
     if rescale and (sign == "deterministic" or wire != "packed"):
         raise ValueError(
             'signax.ssdm: rescale=True sends the scale R of the stochastic sign (sign="stochastic")'
@@ -109,14 +104,15 @@ def ssdm(
     say = _stochastic.scale_by_stochastic_sign(
         key, axis_name=axis_name, scale=scale, rescale=rescale
     )
-    average = _votes.average_signs(axis_name, key=key, wire=wire, on_nonfinite=on_nonfinite)
-    if rescale:
-        average = _scaled.average_scaled_signs(axis_name, key=key, on_nonfinite=on_nonfinite)
     if sign == "deterministic":
         say = optax.scale_by_sign()
         average = _votes.average_signs(
             axis_name, ties="zero", key=key, wire=wire, on_nonfinite=on_nonfinite
         )
+    elif rescale:
+        average = _scaled.average_scaled_signs(axis_name, key=key, on_nonfinite=on_nonfinite)
+    else:
+        average = _votes.average_signs(axis_name, key=key, wire=wire, on_nonfinite=on_nonfinite)
     return optax.chain(
         _memory.guarded(momentum, on_nonfinite),
         say,

@@ -203,7 +203,9 @@ def _clip_at_sigmas(c: float) -> optax.GradientTransformation:
         if not g.size:
             return g
         bound = c * jnp.std(g.astype(jnp.float32))
-        # A leaf of equal coordinates, as every scalar, has no spread to be cut at; a NaN passes on.
-        return jnp.where(bound == 0, g, jnp.clip(g, -bound, bound)).astype(g.dtype)
+        # Equal coordinates, as of every scalar, have no spread to be cut at, though their rounded
+        # deviation is seldom 0. A NaN passes on.
+        is_flat = jnp.max(g) == jnp.min(g)
+        return jnp.where(is_flat, g, jnp.clip(g, -bound, bound)).astype(g.dtype)
 
     return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))

@@ -51,10 +51,10 @@ def make(
     @_nesting.on_shards
     def update(updates, state):
         _network.check_updates(updates, axis_name, name)
-        _whole.require_told(updates, axis_name, f"baselines.{name}")
+        _whole.require_told(updates, axis_name, name)
         _whole.require_whole(
             updates,
-            f"baselines.{name}",
+            name,
             "The baselines are for comparison on models that fit one device: leave the leaves"
             " whole (PartitionSpec()), or use signax.compressed_mean or a vote.",
         )
@@ -111,7 +111,11 @@ def require_positive_integer(value: Any, function: str, argument: str, what: str
 def require_fraction(value: Any, function: str) -> None:
     """Raises a `ValueError` unless the value is a share of the coordinates, in (0, 1]."""
     _choices.require_static(value, function, "fraction")
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value <= 1:
+    if (
+        not isinstance(value, (int, float, np.number))
+        or isinstance(value, bool)
+        or not 0 < value <= 1
+    ):
         raise ValueError(
             f"signax.{function}: fraction must be a number in (0, 1], got {value!r}. It is the "
             "share of each leaf's coordinates that is sent at a step; 0.01 is usual."

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _network
+from signax import _memory, _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.baselines import _low_rank, _sparse
@@ -45,8 +45,8 @@ def power_sgd(
       The transformation: `average_low_rank` and a step.
 
     Raises:
-      ValueError: For a rank that is not a positive integer; at update, for an unbound axis or
-        gradients already summed over the workers.
+      ValueError: For a rank that is not a positive integer or a momentum outside [0, 1); at update,
+        for an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
@@ -59,6 +59,8 @@ def power_sgd(
       Vogels, Karimireddy and Jaggi, PowerSGD: Practical Low-Rank Gradient Compression for
       Distributed Optimization, NeurIPS 2019, arXiv:1905.13727, Algorithms 1 and 2.
     """
+    if momentum is not None:
+        _memory.require_decay(momentum, "baselines.power_sgd", "momentum")
     after = [] if momentum is None else [_update_plus_momentum(momentum, accumulator_dtype)]
     link = _low_rank.average_low_rank(
         axis_name,

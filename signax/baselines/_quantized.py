@@ -83,7 +83,7 @@ def average_quantized(
         raise ValueError(f"signax.{name}: levels must be at most 127 (8 bits), got {levels}.")
     _choices.require(norm, Norm, name, "norm")
     _scaled.require_floating(down_dtype, name)
-    num_bits = (2 * levels).bit_length()
+    num_bits = int(2 * levels).bit_length()
 
     def exchange(updates, is_voting, state):
         paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(updates)

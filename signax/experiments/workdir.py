@@ -207,9 +207,11 @@ def _check_same_run(
     old, new = _fields(saved), flat(wanted["config"])
     for name in {**old, **new}:
         if old.get(name) != new.get(name) and name not in free:
+            value = old.get(name)
+            how = f"pass --config.{name}={value}" if value is not None else f"leave {name} out"
             raise UsageError(
-                f"the run to resume has config.{name}={old.get(name)!r} and this one "
-                f"{new.get(name)!r}: pass --config.{name}={old.get(name)}, or another --workdir."
+                f"the run to resume has config.{name}={value!r} and this one "
+                f"{new.get(name)!r}: {how}, or give another --workdir."
             )
 
 

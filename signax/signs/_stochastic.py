@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -60,7 +61,8 @@ def stochastic_sign(
       a NaN or an infinity.
 
     Raises:
-      TypeError: If `g` is not of a floating dtype of at least 16 bits.
+      ValueError: If `scale` is negative.
+      TypeError: If `scale` is no number, or `g` not of a floating dtype of at least 16 bits.
 
     Example:
       >>> signs = signax.stochastic_sign(0, jnp.array([3.0, 0.0, -4.0]), scale=4.0)
@@ -72,6 +74,13 @@ def stochastic_sign(
     """
     g = jnp.asarray(g)
     _sign.require_real(g, "stochastic_sign")
+    if scale is not None:
+        _choices.require_number(scale, "stochastic_sign", "scale")
+        if not isinstance(scale, Tracer) and np.less(scale, 0):
+            raise ValueError(
+                f"signax.stochastic_sign: scale must not be negative, got {scale}. It is R, in the"
+                " units of g; where it is 0 the signs are 0."
+            )
     norm = (
         _scales.norm_of([g], "l2")
         if scale is None
@@ -105,7 +114,8 @@ def scale_by_stochastic_sign(
         independent; None for one worker.
       scale: How R is found (`Scale`), or a fixed positive number: sto-sign (Jin et al. 2020).
       rescale: Whether the signs are multiplied by R, in the dtype of the leaf: an unbiased estimate
-        of the gradient, for `average_scaled_signs`. An R above 65,504 is infinite in float16.
+        of the gradient, for `average_scaled_signs`; not for blocks, of which a leaf has several.
+        An R above 65,504 is infinite in float16.
 
     Returns:
       A transformation whose updates hold -1 and +1 (with `rescale`: -R and +R, and 0 in a leaf
@@ -116,8 +126,10 @@ def scale_by_stochastic_sign(
       its mean of zero asks.
 
     Raises:
-      ValueError: If the scale is not positive, or an axis is not bound at update.
-      TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      ValueError: If the scale is not positive, or one for each block with `rescale`; at update, if
+        an axis is not bound or the gradients were already summed over the workers.
+      TypeError: If `scale` is neither a `Scale` nor a number; at update, if a leaf is not of a
+        floating dtype of at least 16 bits.
 
     Example:
       >>> tx = signax.scale_by_stochastic_sign(0, axis_name=None)
@@ -136,7 +148,7 @@ def scale_by_stochastic_sign(
 
       Jin et al., Stochastic-Sign SGD for Federated Learning, 2020, arXiv:2002.10940.
     """
-    require_scale(scale, "scale_by_stochastic_sign")
+    require_scale(scale, "scale_by_stochastic_sign", rescale)
 
     @_nesting.on_shards_with(scale)
     def update(updates, state, scale):
@@ -148,9 +160,15 @@ def scale_by_stochastic_sign(
     return optax.GradientTransformation(functools.partial(init_state, key=key, scale=scale), update)
 
 
-def require_scale(scale: _scales.Scale | float, function: str) -> None:
-    """Raises a `ValueError` for a concrete fixed scale that is not positive."""
+def require_scale(scale: _scales.Scale | float, function: str, rescale: bool = False) -> None:
+    """Raises for a concrete fixed scale that is not positive, and for blocks with `rescale`."""
     if isinstance(scale, _scales.Scale):
+        if rescale and (block := _scales.block_of(scale)) is not None:
+            raise ValueError(
+                f"signax.{function}: rescale=True sends one scale for each leaf, and"
+                f" Scale(scope={block}) has one for each block of {block} coordinates. Use"
+                ' scope="leaf", or scope="global".'
+            )
         return
     if isinstance(scale, str) or scale is None:
         raise TypeError(

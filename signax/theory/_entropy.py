@@ -24,6 +24,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from signax.theory import _rates
+
 
 def lemma_4_largest_entropy(
     sigma: jax.typing.ArrayLike, num_coordinates: jax.typing.ArrayLike = 1
@@ -49,7 +51,7 @@ def lemma_4_largest_entropy(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Lemma 4.
     """
-    d = jnp.asarray(num_coordinates)
+    d = jnp.asarray(_rates.real_count(num_coordinates))
     return d * (0.5 * jnp.log(2 * math.pi * math.e / d) + jnp.log(sigma))
 
 

@@ -12,6 +12,7 @@ in the units of f and x; all functions are differentiable, in the step size too.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def theorem_1_bound(
@@ -44,7 +45,7 @@ def theorem_1_bound(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Theorem 1.
     """
-    return jnp.asarray(initial_gap) / (jnp.asarray(learning_rate) * _real(num_steps)) + (
+    return jnp.asarray(initial_gap) / (jnp.asarray(learning_rate) * real_count(num_steps)) + (
         jnp.asarray(learning_rate) * _total(smoothness) / 2.0
     )
 
@@ -88,7 +89,7 @@ def theorem_1_decreasing_bound(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Theorem 1.
     """
-    num_steps = _real(num_steps)
+    num_steps = real_count(num_steps)
     log = jnp.log(num_steps)
     log = 3.0 * log if as_printed else 1.0 + log
     noise = jnp.asarray(initial_learning_rate) * _total(smoothness) * log / 2.0
@@ -156,7 +157,7 @@ def theorem_2_decreasing_bound(
     """
     step = jnp.asarray(initial_learning_rate)
     bound = jnp.asarray(initial_gap) / step + step * _total(smoothness)
-    return bound / jnp.sqrt(_real(num_steps))
+    return bound / jnp.sqrt(real_count(num_steps))
 
 
 def theorem_3_bound(
@@ -273,15 +274,17 @@ def theorem_4_bound(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Theorem 4; version 6 (2026) of the same.
     """
-    d, steps = jnp.asarray(_real(num_coordinates)), jnp.asarray(_real(num_steps))
+    d, steps = jnp.asarray(real_count(num_coordinates)), jnp.asarray(real_count(num_steps))
     mean_sigma, mean_smoothness = _mean(sigma), _mean(smoothness)
     smooth = mean_smoothness * (jnp.sqrt(d) + d / jnp.sqrt(steps))
     return 16.0 * (jnp.asarray(initial_gap) + mean_sigma + smooth) / jnp.sqrt(jnp.sqrt(steps))
 
 
-def _real(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-    """A count of any size: JAX's integers end at 2^31."""
-    return float(count) if isinstance(count, int) else count
+def real_count(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """A count of any size: JAX's integers end at 2^31, and NumPy's larger ones would wrap."""
+    if isinstance(count, (int, np.integer)):
+        return float(count)
+    return count.astype(float) if isinstance(count, np.ndarray) else count
 
 
 def _total(smoothness: jax.typing.ArrayLike) -> jax.Array:

@@ -12,6 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from signax.theory import _rates
+
 
 def lemma_1_success_probability(g: jax.typing.ArrayLike, sigma: jax.typing.ArrayLike) -> jax.Array:
     r"""Lemma 1: unimodal and symmetric noise makes the sign right more often than not.
@@ -67,7 +69,7 @@ def lemma_2_success_probability(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Lemma 2 and (8).
     """
-    return 1.0 - jnp.asarray(growth) / jnp.asarray(batch_size)
+    return 1.0 - jnp.asarray(growth) / jnp.asarray(_rates.real_count(batch_size))
 
 
 def lemma_2_batch_size(growth: jax.typing.ArrayLike) -> jax.Array:
@@ -129,7 +131,7 @@ def lemma_3_success_probability(
     References:
       Safaryan and Richtarik, 2021, arXiv:1905.12938, Lemma 3 and its proof.
     """
-    sigma, batch_size = jnp.asarray(sigma), jnp.asarray(batch_size)
+    sigma, batch_size = jnp.asarray(sigma), jnp.asarray(_rates.real_count(batch_size))
     noise = _ratio(sigma, jnp.abs(g) * jnp.sqrt(batch_size), at_zero=jnp.inf)
     chebyshev = 1.0 - noise**2
     skew = _ratio(nu, sigma, at_zero=jnp.inf) ** 3 / jnp.sqrt(batch_size)

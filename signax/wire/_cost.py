@@ -186,7 +186,8 @@ def dense_bits(num_workers: int, bits: int = 32) -> float:
 
 
 def _bits_per_value(num_values: int, wire: str) -> float:
-    return _radix.bits_per_value(num_values) if wire == "radix" else (num_values - 1).bit_length()
+    as_planes, in_radix = (num_values - 1).bit_length(), _radix.bits_per_value(num_values)
+    return {"packed": as_planes, "radix": in_radix}[wire]
 
 
 def _num_floats(compiled: Any) -> tuple[int | None, int | None]:

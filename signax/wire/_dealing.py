@@ -15,9 +15,7 @@ import numpy as np
 
 from signax import _workers
 from signax._shards import _whole
-from signax.wire import _server
-
-Planes = Sequence[jax.Array]
+from signax.wire import _bits, _server
 
 
 class Dealing:
@@ -28,7 +26,7 @@ class Dealing:
         copies = [shard.copies for shard in shards] if shards else [()] * len(leaves)
         self._groups = {axes: [i for i, c in enumerate(copies) if c == axes] for axes in copies}
 
-    def deal(self, planes: Planes) -> Planes:
+    def deal(self, planes: _bits.Planes) -> _bits.Planes:
         """What this device sends of its buffers: uint8[W] each -> uint8[W'] each."""
         if not any(self._groups):
             return planes
@@ -44,12 +42,12 @@ class Dealing:
             parts.append(own)
         return list(jnp.concatenate(parts, axis=1))
 
-    def collect(self, planes: Planes) -> list[Planes]:
+    def collect(self, planes: _bits.Planes) -> list[_bits.Planes]:
         """The planes of each leaf, once this device has the results for what it sent."""
         if not any(self._groups):
             cuts = [_split(plane[None], self._sizes) for plane in planes]
             return [[cut[i][0] for cut in cuts] for i in range(len(self._sizes))]
-        leaves: dict[int, Planes] = {}
+        leaves: dict[int, _bits.Planes] = {}
         sizes = [self._size(axes) for axes in self._groups]
         parts = _split(jnp.stack(planes), sizes)
         for (axes, members), part in zip(self._groups.items(), parts, strict=True):

@@ -2,7 +2,7 @@
 
 Where the workers share the parameters out among themselves (ZeRO, FSDP over the voting axis), a
 leaf that `out_specs` cuts along one dimension belongs to M owners. Each is the server of its own
-shard, so the words are sent in the order of the owners and the decisions stay there:
+piece, so the words are sent in the order of the owners and the decisions stay there:
 
     leaf [4, 2], P("workers"), M = 2    words by coordinate    a b | c d
                                         words by owner         row 0: a b    row 1: c d
@@ -24,7 +24,7 @@ from signax import _workers
 from signax.wire import _server
 
 
-class Shard(NamedTuple):
+class Piece(NamedTuple):
     """How one leaf is shared out."""
 
     shape: tuple[int, ...]  # of the leaf
@@ -47,10 +47,10 @@ class Shard(NamedTuple):
         return -(-math.prod(self.own_shape) // 8)
 
 
-def shards_of(
+def pieces_of(
     updates: Any, out_specs: Any, axis_name: _workers.AxisName | None, link: str
-) -> list[Shard]:
-    """The leaves' shards, from a tree of `PartitionSpec` that may be a prefix of the updates'.
+) -> list[Piece]:
+    """The leaves' pieces, from a tree of `PartitionSpec` that may be a prefix of the updates'.
 
     An empty list if everyone needs all: `out_specs` is None, or there is one worker.
     """
@@ -62,17 +62,17 @@ def shards_of(
     )
     paths = jax.tree_util.tree_leaves_with_path(updates)
     return [
-        _shard(jax.tree_util.keystr(path), jnp.shape(leaf), spec, axis_name, link)
+        _piece(jax.tree_util.keystr(path), jnp.shape(leaf), spec, axis_name, link)
         for (path, leaf), spec in zip(paths, specs, strict=True)
     ]
 
 
-def _shard(path, shape, spec, axis_name, link):
+def _piece(path, shape, spec, axis_name, link):
     axes, num_workers = _workers.axes_of(axis_name), _workers.num_workers(axis_name)
     named = [tuple(a for a in _workers.axes_of(entry) if a in axes) for entry in spec]
     cut = [dim for dim, found in enumerate(named) if found]
     if not cut:
-        return Shard(shape, None, num_workers)
+        return Piece(shape, None, num_workers)
     where = f"signax.{link}: out_specs has {spec} for the leaf {path or '(the whole tree)'}"
     if len(cut) > 1 or named[cut[0]] != axes:
         raise ValueError(
@@ -87,19 +87,19 @@ def _shard(path, shape, spec, axis_name, link):
             " pieces can be owned: pad the parameter, or write PartitionSpec() for a leaf that"
             " every worker keeps whole."
         )
-    return Shard(shape, dim, num_workers)
+    return Piece(shape, dim, num_workers)
 
 
 def tally(
     planes: Sequence[jax.Array],
     is_voting: jax.Array,
     updates: Any,
-    shards: Sequence[Shard],
+    pieces: Sequence[Piece],
     coins: Callable[[int], jax.Array],
     decide: Callable[..., Sequence[jax.Array]],
     decode: Callable[..., jax.Array],
     axis_name: _workers.AxisName,
-    radices: _server.Radices,
+    coding: _server.Coding,
 ) -> tuple[Any, jax.Array]:
     """Counts each leaf where it is owned, and tells everyone only of the leaves that nobody owns.
 
@@ -107,26 +107,26 @@ def tally(
       planes: This worker's bits, uint8[W], in the order of the leaves.
       is_voting: bool scalar.
       updates: What was packed.
-      shards: How each leaf is shared out.
+      pieces: How each leaf is shared out.
       coins: `coins(W)` are the random words for ties, uint8[W].
       decide: From the counts' planes, the number of voters and coins to result planes.
       decode: `decode(planes, size, dtype, voters)` gives the values of a leaf.
       axis_name: The workers' axis or axes.
-      radices: How values travel.
+      coding: How values travel.
 
     Returns:
-      The results, of an owned leaf this worker's shard; and the number of voters.
+      The results, of an owned leaf this worker's piece; and the number of voters.
     """
     num_workers, num_words = _workers.num_workers(axis_name), planes[0].size
     planes = jax.lax.optimization_barrier(tuple(planes))
 
     def by_server(plane):  # uint8[W] -> what each server needs, uint8[M, A + S]
         owned, rest = [jnp.zeros((num_workers, 0), jnp.uint8)], [jnp.zeros(0, jnp.uint8)]
-        for words, shard in zip(_cut(plane, [s.num_words for s in shards]), shards, strict=True):
-            if shard.dim is None:
+        for words, piece in zip(_cut(plane, [p.num_words for p in pieces]), pieces, strict=True):
+            if piece.dim is None:
                 rest.append(words)
             else:
-                owned.append(_rows(words, shard))
+                owned.append(_rows(words, piece))
         rest = jnp.concatenate(rest)
         rest = jnp.pad(rest, (0, -rest.size % num_workers)).reshape(num_workers, -1)
         return jnp.concatenate([*owned, rest], axis=1)
@@ -135,40 +135,40 @@ def tally(
         return by_server(coins(num_words))[_workers.worker_index(axis_name)]
 
     rows = [by_server(plane) for plane in planes]  # [M, A + S] each
-    counts, voters_here = _server.counts_of_slice(rows, is_voting, axis_name, radices)
+    counts, voters_here = _server.counts_of_slice(rows, is_voting, axis_name, coding)
     decided = jnp.stack(list(decide(counts, voters_here, own_coins)))  # [R, A + S]
-    sizes = [s.own_words for s in shards if s.dim is not None]
+    sizes = [p.own_words for p in pieces if p.dim is not None]
     owned, rest = jnp.split(decided, [sum(sizes)], axis=1)
-    rest, voters = _server.gather_slices(list(rest), voters_here, axis_name, radices)
+    rest, voters = _server.gather_slices(list(rest), voters_here, axis_name, coding)
     owned = iter(_cut(owned, sizes))
-    rest = iter(_cut(jnp.stack(rest), [s.num_words for s in shards if s.dim is None]))
+    rest = iter(_cut(jnp.stack(rest), [p.num_words for p in pieces if p.dim is None]))
 
-    def result(leaf, shard):
-        words, counted = (next(rest), voters) if shard.dim is None else (next(owned), voters_here)
-        size = math.prod(shard.own_shape)
-        return decode(list(words), size, leaf.dtype, counted).reshape(shard.own_shape)
+    def result(leaf, piece):
+        words, counted = (next(rest), voters) if piece.dim is None else (next(owned), voters_here)
+        size = math.prod(piece.own_shape)
+        return decode(list(words), size, leaf.dtype, counted).reshape(piece.own_shape)
 
     leaves, treedef = jax.tree.flatten(updates)
-    results = [result(jnp.asarray(x), s) for x, s in zip(leaves, shards, strict=True)]
+    results = [result(jnp.asarray(x), p) for x, p in zip(leaves, pieces, strict=True)]
     return treedef.unflatten(results), voters
 
 
-def own_parts(tree: Any, shards: Sequence[Shard], axis_name: _workers.AxisName | None) -> Any:
-    """This worker's shards of leaves that it knows as a whole."""
-    if not shards:
+def own_parts(tree: Any, pieces: Sequence[Piece], axis_name: _workers.AxisName | None) -> Any:
+    """This worker's pieces of leaves that it knows as a whole."""
+    if not pieces:
         return tree
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten(
-        [_own_part(leaf, shard, axis_name) for leaf, shard in zip(leaves, shards, strict=True)]
+        [_own_part(leaf, piece, axis_name) for leaf, piece in zip(leaves, pieces, strict=True)]
     )
 
 
-def _own_part(leaf: jax.Array, shard: Shard, axis_name: _workers.AxisName | None) -> jax.Array:
-    if shard.dim is None:
+def _own_part(leaf: jax.Array, piece: Piece, axis_name: _workers.AxisName | None) -> jax.Array:
+    if piece.dim is None:
         return leaf
-    size = shard.own_shape[shard.dim]
+    size = piece.own_shape[piece.dim]
     start = _workers.worker_index(axis_name) * size
-    return jax.lax.dynamic_slice_in_dim(leaf, start, size, shard.dim)
+    return jax.lax.dynamic_slice_in_dim(leaf, start, size, piece.dim)
 
 
 def _cut(words: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
@@ -177,13 +177,13 @@ def _cut(words: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     return [words[..., a:b] for a, b in itertools.pairwise(stops.tolist())]
 
 
-def _rows(words: jax.Array, shard: Shard) -> jax.Array:
+def _rows(words: jax.Array, piece: Piece) -> jax.Array:
     """A leaf's words in the order of its owners, one row for each, from a byte of its own."""
-    assert shard.dim is not None
-    before, own = shard.shape[: shard.dim], math.prod(shard.own_shape)
+    assert piece.dim is not None
+    before, own = piece.shape[: piece.dim], math.prod(piece.own_shape)
     if math.prod(before) == 1 and own % 8 == 0:
-        return words.reshape(shard.num_workers, -1)
-    bits = jnp.unpackbits(words, count=math.prod(shard.shape), bitorder="little")
-    after = shard.own_shape[shard.dim :]
-    rows = jnp.moveaxis(bits.reshape(*before, shard.num_workers, *after), shard.dim, 0)
-    return jnp.packbits(rows.reshape(shard.num_workers, own), axis=1, bitorder="little")
+        return words.reshape(piece.num_workers, -1)
+    bits = jnp.unpackbits(words, count=math.prod(piece.shape), bitorder="little")
+    after = piece.own_shape[piece.dim :]
+    rows = jnp.moveaxis(bits.reshape(*before, piece.num_workers, *after), piece.dim, 0)
+    return jnp.packbits(rows.reshape(piece.num_workers, own), axis=1, bitorder="little")

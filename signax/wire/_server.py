@@ -23,7 +23,6 @@ Whether a worker votes at all travels in the same messages; the number of voters
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -47,11 +46,15 @@ class Received(NamedTuple):
     voters: jax.Array  # int32[]
 
 
-class Radices(NamedTuple):
-    """In which radix the values of coordinates travel; 2 is as the bits that they have."""
+class Coding(NamedTuple):
+    """In which radix the values of coordinates travel; None is as the planes that they are."""
 
-    up: int
-    down: int
+    votes: int | None
+    decisions: int | None
+
+
+_AS_PLANES = Coding(None, None)
+_SIGNS = 3  # -1, 0, +1
 
 
 Answer = Callable[[Received], tuple[jax.Array, Any]]
@@ -96,8 +99,6 @@ def tally(
     Returns:
       The result planes of W words and the number of voters (int32), both equal on all workers.
     """
-    packed = functools.partial(_packed, radices=radices_of(wire, planes, num_values))
-    exchange = {"packed": packed, "radix": packed, "lanes": _lanes, "float32": _float32}
     # Without the barrier XLA recomputes whatever produced the bits once per slice of the exchange.
     planes = jax.lax.optimization_barrier(tuple(planes))
     if axis_name is None:
@@ -106,23 +107,32 @@ def tally(
         decided = decide(counts, voters, 0)
         # Copied, or they would be decided again, coins and all, for each coordinate of a word.
         return [_contiguous.concatenate([plane]) for plane in decided], voters
+    if is_sliced(wire):
+        coding = coding_of(wire, len(planes), num_values)
+        return _sliced(planes, is_voting, decide, axis_name, coding)
+    exchange = {"lanes": _lanes, "float32": _float32}
     return exchange[in_use(wire)](planes, is_voting, decide, axis_name)
 
 
-def radices_of(wire: Wire, planes: Sequence[jax.Array], num_values: int) -> Radices:
-    """Two planes of a worker are sign + 1, one of three values; one plane is a bit."""
+def is_sliced(wire: Wire) -> bool:
+    """Whether each worker counts a slice of its own, which it alone needs to be sent."""
+    return in_use(wire) in ("packed", "radix")
+
+
+def coding_of(wire: Wire, num_planes: int, num_values: int) -> Coding:
+    """How the planes of a worker travel, two of which are sign + 1, and decisions' values."""
     if in_use(wire) != "radix":
-        return Radices(2, 2)
-    return Radices(len(planes) + 1, num_values)
+        return _AS_PLANES
+    return Coding(_SIGNS if num_planes == 2 else None, num_values)
 
 
-def _packed(planes, is_voting, decide, axis_name, radices):
+def _sliced(planes, is_voting, decide, axis_name, coding):
     num_workers, size = _workers.num_workers(axis_name), planes[0].size
     slice_size = -(-size // num_workers)
     rows = [_rows(plane, num_workers, slice_size) for plane in planes]
-    counts, voters = counts_of_slice(rows, is_voting, axis_name, radices)
+    counts, voters = counts_of_slice(rows, is_voting, axis_name, coding)
     offset = _workers.worker_index(axis_name) * slice_size
-    results, voters = gather_slices(decide(counts, voters, offset), voters, axis_name, radices)
+    results, voters = gather_slices(decide(counts, voters, offset), voters, axis_name, coding)
     return [plane[:size] for plane in results], voters
 
 
@@ -130,17 +140,17 @@ def counts_of_slice(
     rows: Sequence[jax.Array],
     is_voting: jax.Array,
     axis_name: _workers.AxisName,
-    radices: Radices,
+    coding: Coding,
 ) -> tuple[Sequence[jax.Array], jax.Array]:
     """Sends row j of P planes, uint8[M, S] each, to server j; the counts there, and the voters."""
     num_workers, size = rows[0].shape
-    sent = _encode_votes(rows) if radices.up == 3 else rows
+    sent = _encode_signs(rows) if coding.votes else rows
     header = jnp.full((num_workers, 1), is_voting, jnp.uint8)
-    received = _scatter(_contiguous.side_by_side([*sent, header]), axis_name)  # [M, P*S + 1]
+    received = _scatter(_contiguous.side_by_side([*sent, header]), axis_name)  # [M, words + 1]
     voters = jnp.sum(received[:, -1], dtype=jnp.int32)
     rows = jnp.split(received[:, :-1], len(sent), axis=1)
-    if radices.up == 3:
-        rows = _decode_votes(rows, size)
+    if coding.votes:
+        rows = _decode_signs(rows, size)
     return _bits.count_planes(jnp.concatenate(rows)), voters
 
 
@@ -148,26 +158,27 @@ def gather_slices(
     decided: Sequence[jax.Array],
     voters: jax.Array,
     axis_name: _workers.AxisName,
-    radices: Radices,
+    coding: Coding,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """All servers' decisions, R planes uint8[S] -> uint8[M*S], and the number of voters."""
-    size = decided[0].size
-    sent = _radix.encode(decided, radices.down)
+    """The decisions of all servers, planes uint8[S] -> uint8[M*S], and the number of voters."""
+    sent = _radix.encode(decided, coding.decisions) if coding.decisions else decided
     header = to_bytes(voters)
-    gathered = gather(_contiguous.concatenate([*sent, header]), axis_name)  # [M, R*S + header]
+    gathered = gather(_contiguous.concatenate([*sent, header]), axis_name)  # [M, words + header]
     results = jnp.split(gathered[:, : -header.size], len(sent), axis=1)
     voters = from_bytes(gathered[0, -header.size :], jnp.int32)[0]
-    return [_contiguous.flat(rows) for rows in _radix.decode(results, radices.down, size)], voters
+    if coding.decisions:
+        results = _radix.decode(results, coding.decisions, decided[0].size)
+    return [_contiguous.flat(rows) for rows in results], voters
 
 
-def _encode_votes(rows):
+def _encode_signs(rows):
     """Of two planes whose bits add up to sign + 1, the second is set wherever the first is."""
     positive, not_negative = rows
-    return _radix.encode([not_negative & ~positive, positive], 3)
+    return _radix.encode([not_negative & ~positive, positive], _SIGNS)
 
 
-def _decode_votes(numbers, size):
-    ones, twos = _radix.decode(numbers, 3, size)
+def _decode_signs(numbers, size):
+    ones, twos = _radix.decode(numbers, _SIGNS, size)
     return [twos, ones | twos]
 
 

@@ -119,7 +119,7 @@ def _code_in_radix(size: int, radix: int) -> Group:
     planes = [jnp.asarray(np.packbits(x, axis=1, bitorder="little")) for x in bits]
     encode = lambda *planes: _radix.encode(planes, radix)  # noqa: E731
     decode = lambda *numbers: _radix.decode(numbers, radix, planes[0].shape[1])  # noqa: E731
-    num_digits = 5 if radix == 3 else 3
+    num_digits = _radix.digits_in_number(radix)
 
     def textbook(*planes):
         bits = jnp.unpackbits(jnp.stack(planes), axis=2, bitorder="little").astype(jnp.uint16)
