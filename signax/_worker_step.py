@@ -204,9 +204,12 @@ def _total_where_varying(num_abstained: jax.Array) -> jax.Array:
 def _of_this_worker(model_state: Any, step: jax.Array, axes: tuple[str, ...]) -> Any:
     """What the loss sees. A key that all workers share would drop the same units on all of them."""
 
+    def own_key(key):
+        return jax.random.fold_in(jax.random.fold_in(key, step), _workers.worker_index(axes))
+
     def own(x):
-        if _is_key(x):
-            return jax.random.fold_in(jax.random.fold_in(x, step), _workers.worker_index(axes))
+        if _is_key(x):  # one, or one for each of a model's repeated layers
+            return jax.vmap(own_key)(x.reshape(-1)).reshape(x.shape)
         return _workers.as_varying(x, axes) if _is_float(x) else x
 
     return jax.tree.map(own, model_state)

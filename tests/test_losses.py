@@ -164,6 +164,21 @@ def test_dropout_keys_in_the_model_state_are_of_each_worker_and_step(run):
     assert after["rngs"]["key"] == before["rngs"]["key"]
 
 
+def test_an_array_of_keys_in_the_model_state_is_one_of_each_worker_too():
+    def loss_fn(p, batch, model_state):
+        words = jax.vmap(lambda key: jax.random.uniform(key))(model_state["layers"])
+        aux = {"first": words[0], "square": words[0] ** 2, "second": words[1]}
+        return loss(p, batch), (model_state, aux)
+
+    state, (metrics,) = on_mesh(
+        loss_fn, signax.sign_sgd(0.1, axis_name=WORKERS), batches(1, M), has_aux=True,
+        model_state={"layers": jax.random.split(jax.random.key(0), 2)},
+    )  # fmt: skip
+    assert metrics["square"] - metrics["first"] ** 2 > 1e-3  # the workers' numbers differ
+    assert metrics["first"] != metrics["second"]
+    assert state.model_state["layers"].shape == (2,)
+
+
 def test_a_count_in_the_model_state_that_differs_between_workers_is_refused():
     def loss_fn(p, batch, model_state):
         seen = model_state["seen"] + jnp.sum(batch > 0).astype(jnp.int32)
