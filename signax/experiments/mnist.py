@@ -58,8 +58,6 @@ def load_mnist(mnist_dir: str = "") -> dict[str, np.ndarray]:
     Returns:
       `train_images` uint8 [60000, 784], `train_labels` int32 [60000], and the same for `test`.
     """
-    if mnist_dir:
-        _check_folder(mnist_dir)
     builder = _make_builder()
     cache = Path(builder.data_dir) / "signax_arrays.npz"
     if not cache.exists():
