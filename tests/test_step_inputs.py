@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,3 +87,28 @@ def test_a_number_of_workers_is_at_least_one(number: Any):
         signax.init_train_state(params(), tx, number)
     eight: Any = np.int64(8)
     assert signax.init_opt_state(tx, params(), eight)[0].ema["a"].shape == (8, SIZE)
+
+
+def test_a_batch_without_rows_is_refused():
+    tx = signax.sign_sgd(0.1, axis_name=WORKERS)
+    step = signax.simulate_train_step(lambda p, b: jnp.sum(p) * jnp.mean(b), tx, 2)
+    state = signax.init_train_state(jnp.ones(3), tx, 2)
+    with pytest.raises(ValueError, match="has 0 rows"):
+        step(state, jnp.ones((0, 3)))
+
+
+def test_simulated_workers_take_a_batch_leaf_without_columns():
+    tx = signax.sign_sgd(0.1, axis_name=WORKERS)
+    fn = lambda p, b: jnp.sum(p) * jnp.mean(b["x"]) + jnp.sum(b["none"])  # noqa: E731
+    step = signax.simulate_train_step(fn, tx, 2)
+    state = signax.init_train_state(jnp.ones(3), tx, 2)
+    state, _ = step(state, {"x": jnp.ones(4), "none": jnp.zeros((4, 0))})
+    np.testing.assert_allclose(state.params, 0.9)
+
+
+def test_a_state_is_made_of_arrays_on_another_device_and_of_a_seed():
+    start = jax.device_put(jnp.ones(3), jax.devices()[-1])
+    tx = signax.signum(0.1, axis_name=WORKERS)
+    state = signax.init_train_state(start, tx, mesh(), key=1)
+    np.testing.assert_array_equal(state.params, start)
+    assert state.key == jax.random.key(1)
