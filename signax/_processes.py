@@ -14,7 +14,7 @@ def require_same(tree: Any) -> None:
     """Raises a `ValueError` on every process unless all of them pass the same tree, bit for bit.
 
     JAX takes each process's word for what is replicated: parameters from a seed of its own would
-    train on from there, and every worker's result would be another. Compared are 32 bits a leaf.
+    train on from there, and every process would hold another result. Compared are 32 bits a leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
@@ -25,9 +25,9 @@ def require_same(tree: Any) -> None:
     if differs.any():
         path, _ = leaves[int(differs.argmax())]
         raise ValueError(
-            f"the processes do not hold the same numbers at {jax.tree_util.keystr(path) or 'the'}"
-            " leaf: training would start from another point on each of them. Make the parameters"
-            " from one seed, or take those of process 0 with"
+            "signax.init_train_state: the processes do not pass the same numbers at"
+            f" {jax.tree_util.keystr(path)}: training would start from another point on each of"
+            " them. Make them from one seed, or take those of process 0 with"
             " jax.experimental.multihost_utils.broadcast_one_to_all(params)."
         )
 

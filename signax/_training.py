@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout, _mesh, _processes, _sharded_step, _specs, _step_inputs
+from signax import _layout, _mesh, _processes, _sharded_step, _specs, _step_inputs, _written_last
 from signax._shards import _cut, _given
 from signax._worker_step import Step, TrainState, make_worker_step
 from signax.wire import _server
@@ -67,6 +67,8 @@ def init_train_state(
     mesh = _mesh.as_mesh(mesh, axis_name)
     step = jnp.zeros((), jnp.int32)
     keys = jax.random.key(key) if isinstance(key, int) else key
+    if isinstance(mesh, Mesh) and mesh.is_multi_process:
+        _processes.require_same({"params": params, "model_state": model_state, "key": keys})
     cut = _given.cut_of(params, mesh, _mesh.require_axes(axis_names, mesh), param_specs)
     params = _copy(params, mesh, cut)
     step, model_state, keys = _copy((step, model_state, keys), mesh)
@@ -161,7 +163,7 @@ def make_train_step(
         def on_worker(state, batch):
             opt_state = _specs.to_worker(state.opt_state, specs, axes)
             state, metrics = worker_step(state._replace(opt_state=opt_state), batch)
-            params, opt_state = _written_last(state, specs, axes, metrics)
+            params, opt_state = _written_last.written_last(state, specs, axes, metrics)
             opt_state = _specs.from_worker(opt_state, specs, axes)
             return state._replace(params=params, opt_state=opt_state), metrics
 
@@ -264,32 +266,6 @@ def simulate_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _written_last(
-    state: TrainState, specs: Any, axes: tuple[str, ...], metrics: Any
-) -> tuple[Any, Any]:
-    """Writes parameters, and what each worker remembers, when all else is known: so in place.
-
-    Whatever reads the old ones is on the way to the exchange or to the loss. XLA does not see that
-    it comes first, and would copy them for it; but it sees that a value needs the metrics, which
-    the network brings, and cannot know that their least is always at most their largest.
-    """
-    known = jax.lax.bitcast_convert_type(jnp.stack(list(metrics.values())), jnp.int32)
-    is_known = jnp.min(known) <= jnp.max(known)
-
-    def wait(x):
-        is_float = jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.where(is_known, x, jnp.zeros_like(x)) if is_float else x
-
-    params = jax.tree.map(wait, state.params)
-    if "num_abstained" not in metrics:
-        return params, state.opt_state
-    opt_state = jax.tree.map(
-        lambda spec, x: wait(x) if _specs.is_local(spec, axes) else x,
-        specs, state.opt_state, is_leaf=_specs.is_spec,
-    )  # fmt: skip
-    return params, opt_state
-
-
 def _copy(tree: Any, mesh: _mesh.AnyMesh, cut: _cut.Cut | None = None) -> Any:
     """Fresh buffers on the mesh: the state may be donated, the originals live on."""
     copy = lambda tree: jax.tree.map(lambda x: _layout.strong(jnp.copy(x)), tree)  # noqa: E731
@@ -298,8 +274,8 @@ def _copy(tree: Any, mesh: _mesh.AnyMesh, cut: _cut.Cut | None = None) -> Any:
     shardings: Any = NamedSharding(mesh, PartitionSpec())
     if cut is not None:
         shardings = _specs.as_shardings(_cut.specs_of(cut, tree), mesh)
-    if mesh.is_multi_process:
-        _processes.require_same(tree)
-    else:  # also of arrays that were committed to other devices
+    if not mesh.is_multi_process:
+        # Else an array that was committed to another device is refused. On many processes this
+        # would send all of it over the network, to compare it.
         tree = jax.device_put(tree, shardings)
     return jax.jit(copy, out_shardings=shardings)(tree)

@@ -49,6 +49,7 @@ ROOMS = (
     "_step_inputs",
     "_sharded_step",
     "_processes",
+    "_written_last",
     "_training",
     "_elastic",
     "_restoring",

@@ -271,4 +271,4 @@ def test_processes_that_start_from_different_parameters_are_told_at_once():
     ended = [process.communicate(timeout=LIMIT) for process in running]
     for output, errors in ended:
         assert output.endswith("same: 1\n")
-        assert "do not hold the same numbers at ['b']" in errors
+        assert "the processes do not pass the same numbers at ['params']['b']" in errors

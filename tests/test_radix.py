@@ -12,7 +12,7 @@ RADICES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 33, 65, 129, 257)
 
 
 def values_of(radix: int, num_rows: int, num_words: int) -> np.ndarray:
-    """Every value somewhere, the smallest and the largest in runs."""
+    """Values at random, after a run of the largest and before one of the smallest."""
     rng = np.random.default_rng(radix + num_words)
     values = rng.integers(0, radix, (num_rows, 8 * num_words))
     values[:, : 2 * num_words] = radix - 1

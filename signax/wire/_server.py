@@ -34,6 +34,8 @@ from signax.wire import _bits, _contiguous, _radix, _slices
 
 Wire = Literal["packed", "radix", "lanes", "float32"]
 
+_SIGNS = 3  # -1, 0, +1: the radix in which a worker's two planes travel
+
 # counts as bit planes, the number of voters, the offset of these words in the buffer -> planes
 Decide = Callable[[Sequence[jax.Array], jax.Array, jax.Array | int], Sequence[jax.Array]]
 
@@ -51,10 +53,6 @@ class Coding(NamedTuple):
 
     votes: int | None
     decisions: int | None
-
-
-_AS_PLANES = Coding(None, None)
-_SIGNS = 3  # -1, 0, +1
 
 
 Answer = Callable[[Received], tuple[jax.Array, Any]]
@@ -122,7 +120,7 @@ def is_sliced(wire: Wire) -> bool:
 def coding_of(wire: Wire, num_planes: int, num_values: int) -> Coding:
     """How the planes of a worker travel, two of which are sign + 1, and decisions' values."""
     if in_use(wire) != "radix":
-        return _AS_PLANES
+        return Coding(None, None)
     return Coding(_SIGNS if num_planes == 2 else None, num_values)
 
 
