@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout, _mesh, _processes, _sharded_step, _specs, _step_inputs, _written_last
+from signax import _called_step, _layout, _mesh, _processes, _specs, _step_inputs, _written_last
 from signax._shards import _cut, _given
 from signax._worker_step import Step, TrainState, make_worker_step
 from signax.wire import _server
@@ -67,8 +67,8 @@ def init_train_state(
     mesh = _mesh.as_mesh(mesh, axis_name)
     step = jnp.zeros((), jnp.int32)
     keys = jax.random.key(key) if isinstance(key, int) else key
-    if isinstance(mesh, Mesh) and mesh.is_multi_process:
-        _processes.require_same({"params": params, "model_state": model_state, "key": keys})
+    if _processes.share(mesh):
+        _processes.require_same_state({"params": params, "model_state": model_state, "key": keys})
     cut = _given.cut_of(params, mesh, _mesh.require_axes(axis_names, mesh), param_specs)
     params = _copy(params, mesh, cut)
     step, model_state, keys = _copy((step, model_state, keys), mesh)
@@ -121,6 +121,8 @@ def make_train_step(
     Returns:
       `step(state, batch) -> (state, metrics)`, jitted; it donates `state`. Leaves of `batch` have a
       leading axis that M * accumulate_steps * local_steps divides; worker n gets the n-th part.
+      With many processes a leaf is one global array
+      (`jax.make_array_from_process_local_data`), or the whole batch on each of them.
       How that part lies inside the worker is up to you and the compiler: place the batch with
       `P(("hosts", "devices"))` and each device computes on its own rows.
       `metrics` is a flat dict of float32 scalars:
@@ -133,8 +135,10 @@ def make_train_step(
       ValueError: If `local_steps` is above 1 and `tx` is not from `local_updates`. When called, if
         the batch cannot be divided, the state was not made by `init_train_state` or
         `init_opt_state`, its M is not the mesh's, or `loss_fn` returns anything else than the above
-        or a loss that it averaged over the workers.
+        or a loss that it averaged over the workers; on the first call, if processes pass different
+        arrays of their own as the batch.
       TypeError: If `mesh` is a number.
+      RuntimeError: When called with a state that was given to a step before.
 
     Example:
       >>> mesh = signax.make_worker_mesh(2)
@@ -181,9 +185,8 @@ def make_train_step(
             new, metrics = mapped(state, batch)
         return _step_inputs.as_laid_out(new, layout, mesh), metrics
 
-    if axes == tuple(mesh.axis_names) or param_specs is not None:
-        return jax.jit(step, donate_argnums=0)
-    return _sharded_step.StepOfShards(step, mesh, axes)
+    is_cut_as_it_lies = axes != tuple(mesh.axis_names) and param_specs is None
+    return _called_step.CalledStep(step, mesh, axes if is_cut_as_it_lies else None)
 
 
 def simulate_train_step(
@@ -222,6 +225,7 @@ def simulate_train_step(
       ValueError: As for `make_train_step`, or if M is not at least 1. (Here JAX does not type what
         differs between workers: an averaged loss passes, and its gradient is each worker's own.)
       TypeError: If `num_workers` is a mesh.
+      RuntimeError: As for `make_train_step`.
 
     Example:
       >>> tx = signax.sign_sgd(0.5, axis_name="workers")
@@ -263,7 +267,7 @@ def simulate_train_step(
         )
         return first(new._replace(opt_state=None))._replace(opt_state=opt_state), first(metrics)
 
-    return jax.jit(step, donate_argnums=0)
+    return _called_step.CalledStep(step, None)
 
 
 def _copy(tree: Any, mesh: _mesh.AnyMesh, cut: _cut.Cut | None = None) -> Any:

@@ -252,23 +252,37 @@ def test_sigint_to_one_process_stops_all_at_the_same_step_with_a_checkpoint():
 
 STARTS = """
 import sys
-import jax, jax.numpy as jnp, signax
+import jax, jax.numpy as jnp, numpy as np, signax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 mesh, tx = signax.make_worker_mesh(), signax.signum(0.1, axis_name="workers")
 same, own = jnp.ones(3), jnp.full(3, float(jax.process_index()))
 signax.init_train_state({"a": same, "b": same}, tx, mesh, model_state=same, key=1)
 print("same:", 1)
+
+def loss_of(batch):
+    step = signax.make_train_step(lambda p, b: jnp.sum(p["a"] * b["x"]), tx, mesh)
+    return float(step(signax.init_train_state({"a": same}, tx, mesh), batch)[1]["loss"])
+
+
+rows, sharding = np.asarray(own)[None], jax.NamedSharding(mesh, jax.P("workers"))
+print("of each:", loss_of({"x": jax.make_array_from_process_local_data(sharding, rows)}))
+print("of all:", loss_of({"x": np.array([[0.0] * 3, [1.0] * 3])}))
+try:
+    loss_of({"x": rows.repeat(2, 0)})
+except ValueError as error:
+    print(error)
 signax.init_train_state({"a": same, "b": own}, tx, mesh)
 """
 
 
-def test_processes_that_start_from_different_parameters_are_told_at_once():
+def test_processes_that_pass_numbers_of_their_own_as_everyones_are_told_at_once():
     address = f"127.0.0.1:{processes.free_port()}"
     commands = [[sys.executable, "-c", STARTS, address, str(rank)] for rank in range(2)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = [subprocess.Popen(command, **pipes) for command in commands]
     ended = [process.communicate(timeout=LIMIT) for process in running]
     for output, errors in ended:
-        assert output.endswith("same: 1\n")
+        assert "same: 1\nof each: 1.5\nof all: 1.5\n" in output
+        assert "the batch leaf ['x'] is not the same on all processes" in output
         assert "the processes do not pass the same numbers at ['params']['b']" in errors

@@ -127,8 +127,9 @@ def test_the_step_does_not_recompile_and_donates_its_state():
     for k in range(3):
         state, _ = step(state, targets(k, 2))
     assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.opt_state[0].ema)))
-    (jitted,) = step._jitted.values()
-    assert jitted._cache_size() == 1
+    assert step._cache_size() == 1
+    with pytest.raises(RuntimeError, match="given to a step before"):
+        step(old, targets(0, 2))
 
 
 @thorough

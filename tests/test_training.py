@@ -233,6 +233,18 @@ def test_simulated_workers_may_have_an_axis_of_another_name():
     np.testing.assert_allclose(state.params, 0.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("make", [signax.make_train_step, signax.simulate_train_step])
+def test_a_state_that_was_given_to_a_step_before_is_refused(make: Callable):
+    """On several CPU devices JAX itself may end the process: a notebook's cell run twice."""
+    tx, where = ALGORITHMS["ssdm"](), mesh() if make is signax.make_train_step else M
+    step, (batch,) = make(loss, tx, where), batches(1)
+    state = signax.init_train_state(params(), tx, where)
+    after, _ = step(state, batch)
+    with pytest.raises(RuntimeError, match="given to a step before"):
+        step(state, batch)
+    step(after, batch)
+
+
 def test_a_mesh_of_explicit_axes_takes_any_batch():
     """Such as `jax.make_mesh` makes."""
     mesh, tx = jax.make_mesh((4,), (WORKERS,)), signax.signum(0.1, axis_name=WORKERS)
