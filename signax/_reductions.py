@@ -17,6 +17,7 @@ from signax._shards import _cut
 # XLA evaluates a producer once for each lane, and fuses none that it would evaluate more than 15
 # times (kAllowedCodeDuplication in its fusion_node_indexing_evaluation.cc).
 _NUM_LANES = 8
+_SMALL = 4096  # coordinates: below, an array shares a loop with others, or each is compiled
 _INFINITY = 0x7F800000  # the bits of an exponent: 2^e has the bits (e + 127) << 23
 _SMALLEST, _LARGEST = 1 << 23, 253 << 23  # 2^-126 and 2^126
 
@@ -25,14 +26,15 @@ def in_lanes(arrays: Sequence[jax.Array]) -> tuple[list[list[jax.Array]], jax.Ar
     """Each array as eight lanes of one length, and the few coordinates of all that are left over.
 
     What lays lanes upon each other is one pass, into which XLA fuses whatever produces the array.
+    Of several arrays all that are small count as one.
     """
-    lanes, rest = [], []
-    for x in arrays:
-        if _cut.is_left_to_the_compiler(x):  # to cut it into lanes would gather it
-            lanes.append([x])
-            rest.append(jnp.zeros(0, x.dtype))
-            continue
-        x, size = x.reshape(-1), x.size // _NUM_LANES
+    whole = [x for x in arrays if _cut.is_left_to_the_compiler(x)]  # to cut it would gather it
+    flat = [x.reshape(-1) for x in arrays if not _cut.is_left_to_the_compiler(x)]
+    large = [x for x in flat if x.size >= _SMALL]
+    small = [x for x in flat if x.size < _SMALL]
+    lanes, rest = [[x] for x in whole], []
+    for x in [*large, jnp.concatenate(small)] if small else large:
+        size = x.size // _NUM_LANES
         lanes.append([x[i * size : (i + 1) * size] for i in range(_NUM_LANES)])
         rest.append(x[_NUM_LANES * size :])
     return lanes, jnp.concatenate(rest) if rest else jnp.zeros(0, jnp.float32)

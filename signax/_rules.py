@@ -9,6 +9,7 @@ for +1, c; two bits per worker, sign + 1, count s + M, the sum of signs moved up
 `decide` runs on the server and on packed words; `decode` runs everywhere, on what came back.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +35,10 @@ class Rule(NamedTuple):
     num_values: Callable[[int], int]
 
 
+# Traced once for all leaves of a size: a program of two hundred leaves is otherwise long in tracing.
+_traced_once = functools.partial(jax.jit, static_argnames=("size", "dtype", "num_workers"))
+
+
 def _majority_or_zero(counts, num_rows, voters, coins):
     del voters, coins
     positive, tie = _bits.compare_planes(counts, num_rows // 2)  # counted: sum of signs + M
@@ -52,23 +57,27 @@ def _all_counts(counts, num_rows, voters, coins):
     return counts
 
 
+@_traced_once
 def _decode_ternary(planes, size, dtype, voters, num_workers):
     del num_workers, voters
     return _bits.unpack_planes(planes, (1, 2), size, dtype) - 1
 
 
+@_traced_once
 def _decode_binary(planes, size, dtype, voters, num_workers):
     del num_workers
     sign = _bits.unpack_planes(planes, (2,), size, jnp.float32) - 1.0
     return jnp.where(voters > 0, sign, 0.0).astype(dtype)
 
 
+@_traced_once
 def _decode_mean_ternary(planes, size, dtype, voters, num_workers):
     return _decode_each(
         planes, size, lambda count: mean_over_voters(count - num_workers, voters, dtype)
     )
 
 
+@_traced_once
 def _decode_mean_binary(planes, size, dtype, voters, num_workers):
     del num_workers
     return _decode_each(

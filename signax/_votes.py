@@ -209,7 +209,7 @@ def _decided(rule, planes, is_voting, updates, tie_coins, owners, dealing, axis_
     results, voters = _server.tally(planes, is_voting, decide_slice, axis_name, wire, num_values)
     voters = _whole.largest(voters)
     signs = _ballot.unpack_leaves(
-        dealing.collect(results), updates, functools.partial(decode, voters=voters)
+        dealing.collect(results, voters), updates, functools.partial(decode, voters=voters)
     )
     return _owners.own_parts(signs, owners, axis_name), voters
 

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "signax"
 # In reading order. A room imports only from rooms above it.
 ROOMS = (
     "_choices",
+    "_alike",
     "_workers",
     "_shards",
     "_reductions",

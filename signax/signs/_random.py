@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from signax import _alike
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
@@ -68,7 +70,8 @@ def tree_words(words: jax.Array, tree: Any) -> Any:
     """A tree like `tree` that holds each leaf's own key words, uint32[2]."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     rows = leaf_words(words, [jax.tree_util.keystr(path) for path, _ in paths])
-    return treedef.unflatten([rows[i] for i in range(len(paths))])
+    columns = _alike.cut([rows.T], [1] * len(paths), words[0])
+    return treedef.unflatten([column[:, 0] for (column,) in columns])
 
 
 def random_words(words: jax.Array, size: int, offset: jax.typing.ArrayLike = 0) -> jax.Array:

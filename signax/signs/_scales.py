@@ -277,6 +277,7 @@ def _mean_squares(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], list[in
     return [*map(_root_mean_square, lanes), rest], [*map(len, lanes), 1]
 
 
+@jax.jit  # traced once for all leaves of a size
 def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:
     """Of the lanes laid upon each other, at each place, whatever their magnitudes."""
     if len(lanes) == 1:

@@ -251,5 +251,7 @@ def _bad(same: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jnp.max(is_bad.astype(jnp.uint8)), jnp.zeros(0, jnp.uint8)
     is_bad = functools.reduce(jnp.logical_or, [~jnp.isfinite(x.reshape(-1)) for x in same])
     is_bad, whole = is_bad.astype(jnp.uint8), is_bad.size - is_bad.size % 512
+    if not whole:
+        return jnp.zeros((), jnp.uint8), is_bad
     rows = jnp.sum(is_bad[:whole].reshape(-1, 64, 8), axis=-1, dtype=jnp.uint8)
     return jnp.max(rows, initial=0), is_bad[whole:]

@@ -200,11 +200,10 @@ def signs_and_scales(
     _workers.require_own(updates, _workers.tracked_axes(axis_name), "scale_by_stochastic_sign")
     _whole.require_told(updates, axis_name, "scale_by_stochastic_sign")
     _sign.require_real(updates, "scale_by_stochastic_sign")
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
-    if not paths_and_leaves:
+    leaves, treedef = jax.tree.flatten(updates)
+    if not leaves:
         return updates, updates, state._replace(count=state.count + 1)
-    paths = [jax.tree_util.keystr(path) for path, _ in paths_and_leaves]
-    leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
+    leaves = list(map(jnp.asarray, leaves))
     shards = _whole.shards_of(updates)
     block = _scales.block_of(scale)
     norms, is_finite, largest = _scales.find(
@@ -214,7 +213,7 @@ def signs_and_scales(
     per_leaf = functools.partial(_scales.per_leaf, scale=scale, num_leaves=len(leaves))
     factors = list(zip(*map(per_leaf, zip(*map(_factors, norms), strict=True)), strict=True))
     words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
-    leaf_words = _random.leaf_words(words, paths)
+    leaf_words = jax.tree.leaves(_random.tree_words(words, updates))
     shards = shards or [None] * len(leaves)
     signs = [
         _draw(leaf_words[i], leaf, factors[i], block, is_finite, has_scale, shards[i])
@@ -248,10 +247,16 @@ def _draw(
     shard: _whole.Shard | None = None,
 ) -> jax.Array:
     """One sign per coordinate, whose mean is g / R."""
+    places = _whole.positions(g, shard)
+    return _drawn_at(places, words, g, tuple(factors), block, is_finite, has_scale)
+
+
+@functools.partial(jax.jit, static_argnames="block")  # traced once for all leaves of a shape
+def _drawn_at(places, words, g, factors, block, is_finite, has_scale):
     x = g.reshape(-1).astype(jnp.float32)
     for factor in factors:
         x = x * _scales.at_coordinates(factor, block, g.size)
-    sign = sign_of_mean(words, x, _whole.positions(g, shard)).reshape(g.shape)
+    sign = sign_of_mean(words, x, places).reshape(g.shape)
     sign = jnp.where(is_finite, jnp.where(has_scale, sign, 0.0), jnp.nan)
     return sign.astype(g.dtype)
 

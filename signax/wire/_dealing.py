@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signax import _workers
+from signax import _alike, _workers
 from signax._shards import _whole
 from signax.wire import _bits, _server
 
@@ -42,11 +42,13 @@ class Dealing:
             parts.append(own)
         return list(jnp.concatenate(parts, axis=1))
 
-    def collect(self, planes: _bits.Planes) -> list[_bits.Planes]:
-        """The planes of each leaf, once this device has the results for what it sent."""
+    def collect(self, planes: _bits.Planes, seed: jax.Array) -> list[_bits.Planes]:
+        """The planes of each leaf, once this device has the results for what it sent.
+
+        The `seed` is that of `_alike.cut`.
+        """
         if not any(self._groups):
-            cuts = [_split(plane[None], self._sizes) for plane in planes]
-            return [[cut[i][0] for cut in cuts] for i in range(len(self._sizes))]
+            return list(_alike.cut(planes, self._sizes, seed))
         leaves: dict[int, _bits.Planes] = {}
         sizes = [self._size(axes) for axes in self._groups]
         parts = _split(jnp.stack(planes), sizes)
