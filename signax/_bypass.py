@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from signax import _choices
 from signax.signs import _sign
 
 
@@ -45,6 +46,7 @@ def dense_below(
 
     Raises:
       ValueError: If `num_coordinates` is negative.
+      TypeError: If it is no number, or an array: which leaves are sent depends on it.
 
     Example:
       >>> tx = signax.dense_below(2, signax.sign_sgd(0.5), dense=signax.dense_sgd(1.0))
@@ -53,7 +55,14 @@ def dense_below(
       >>> print(updates["bias"], updates["kernel"])
       [-3.] [-0.5  0.5]
     """
-    if num_coordinates < 0:
+    _choices.require_static(num_coordinates, "dense_below", "num_coordinates")
+    _choices.require_number(
+        num_coordinates,
+        "dense_below",
+        "num_coordinates",
+        "Write signax.dense_below(256, inner, dense=...).",
+    )
+    if not num_coordinates >= 0:  # NaN too
         raise ValueError(
             f"signax.dense_below: num_coordinates must not be negative, got {num_coordinates}. It"
             " is the size below which a leaf travels dense; 0 is none."

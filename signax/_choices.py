@@ -1,6 +1,7 @@
 """Arguments that are one of a few words, a number, or a number that shapes depend on."""
 
 import numbers
+import operator
 from typing import Any, get_args
 
 import jax
@@ -15,14 +16,34 @@ def require(value: Any, choices: Any, function: str, argument: str) -> None:
         )
 
 
-def require_number(value: Any, function: str, argument: str) -> None:
+def require_number(
+    value: Any,
+    function: str,
+    argument: str,
+    instead: str = "(The axis is a keyword, axis_name=...)",
+) -> None:
     """Raises a `TypeError` for what is no real number, traced or not."""
     is_array = isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.ndim == 0
     if not (is_array or isinstance(value, numbers.Real)) or isinstance(value, bool):
-        raise TypeError(
-            f"signax.{function}: {argument} must be a number, got {value!r}. (The axis is a"
-            " keyword, axis_name=...)"
+        raise TypeError(f"signax.{function}: {argument} must be a number, got {value!r}. {instead}")
+
+
+def as_integer(value: Any) -> int | None:
+    """The value as an int of Python, NumPy's and JAX's too; None for what is no whole number."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def require_positive_integer(value: Any, function: str, argument: str, what: str) -> int:
+    """The value as an int of Python; a `ValueError` unless it is a whole number of at least 1."""
+    number = as_integer(value)
+    if number is None or number < 1:
+        raise ValueError(
+            f"signax.{function}: {argument} must be an integer of at least 1, got {value!r}. {what}"
         )
+    return number
 
 
 def require_static(value: Any, function: str, argument: str) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from signax import _workers
+from signax import _choices, _workers
 
 AnyMesh = Mesh | AbstractMesh | int  # a number is that of simulated workers
 
@@ -32,7 +32,7 @@ def make_worker_mesh(
       `jax.devices()`, so those of one process.
 
     Raises:
-      ValueError: If there are fewer devices than needed.
+      ValueError: If there are fewer devices than needed, or a size is not an integer of at least 1.
 
     Example:
       >>> mesh = signax.make_worker_mesh(2)
@@ -41,21 +41,27 @@ def make_worker_mesh(
       >>> signax.make_worker_mesh(2, "hosts", inside={"devices": 4}).axis_names
       ('hosts', 'devices')
     """
-    devices, inside = jax.devices(), dict(inside or {})
+    devices = jax.devices()
+    inside = {axis: _size(n, f"inside[{axis!r}]") for axis, n in (inside or {}).items()}
     each = math.prod(inside.values())
-    num_workers = len(devices) // max(each, 1) if num_workers is None else num_workers
+    num_workers = len(devices) // each if num_workers is None else _size(num_workers, "num_workers")
     needed = num_workers * each
     if not 1 <= needed <= len(devices):
         of_devices = f" of {each} devices each" if inside else ""
         raise ValueError(
             f"make_worker_mesh: {num_workers} workers{of_devices} need as many devices, and JAX"
             f" sees {len(devices)} ({devices[0].platform}). For CPU workers write"
-            f' jax.config.update("jax_num_cpu_devices", {max(needed, 1)}) before JAX is first'
+            f' jax.config.update("jax_num_cpu_devices", {max(needed, each)}) before JAX is first'
             " used; for more workers than devices use signax.simulate_train_step."
         )
     names = (axis_name, *inside)
     types = (AxisType.Auto,) * len(names)
     return jax.make_mesh((num_workers, *inside.values()), names, types, devices=devices[:needed])
+
+
+def _size(value: Any, argument: str) -> int:
+    what = "It is how many the mesh has along this axis."
+    return _choices.require_positive_integer(value, "make_worker_mesh", argument, what)
 
 
 def as_mesh(mesh: AnyMesh, axis_name: str = "workers") -> Mesh | AbstractMesh:

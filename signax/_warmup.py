@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _workers
+from signax import _choices, _workers
 
 
 class WarmupState(NamedTuple):
@@ -55,6 +55,7 @@ def warmup(
 
     Raises:
       ValueError: If `dense_steps` is negative.
+      TypeError: If it is no number.
 
     Example:
       >>> tx = signax.warmup(1, signax.sign_sgd(0.5), dense=signax.dense_sgd(1.0))
@@ -65,6 +66,9 @@ def warmup(
       [-3.]
       [-0.5]
     """
+    _choices.require_number(
+        dense_steps, "warmup", "dense_steps", "Write signax.warmup(1000, inner, dense=...)."
+    )
     if not isinstance(dense_steps, Tracer) and not dense_steps >= 0:  # pyright: ignore[reportOperatorIssue]
         raise ValueError(f"signax.warmup: dense_steps must not be negative, got {dense_steps}.")
     dense, inner = map(optax.with_extra_args_support, (dense, inner))

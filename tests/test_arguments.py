@@ -87,13 +87,57 @@ NO_NUMBER: dict[str, Callable] = {
     "signax.dense_sgd: momentum": lambda x: signax.dense_sgd(0.1, x),
     "signax.scale_by_noisy_sign: noise_scale": lambda x: signax.noisy_sign_sgd(0.1, x),
     "signax.one_bit_adam: freeze_steps": lambda x: signax.one_bit_adam(0.1, freeze_steps=x),
+    "signax.baselines.tern_grad: clip_sigmas": lambda x: signax.baselines.tern_grad(
+        0.1, clip_sigmas=x
+    ),
+    "signax.warmup: dense_steps": lambda x: signax.warmup(
+        x, signax.sign_sgd(0.1), dense=signax.dense_sgd(0.1)
+    ),
+    "signax.dense_below: num_coordinates": lambda x: signax.dense_below(
+        x, signax.sign_sgd(0.1), dense=signax.dense_sgd(0.1)
+    ),
+    "signax.diagnostics.track_votes: decay": lambda x: signax.diagnostics.track_votes(
+        signax.majority_vote(None), axis_name=None, decay=x
+    ),
 }
 
 
 @pytest.mark.parametrize("what", NO_NUMBER)
-def test_the_axis_in_the_place_of_a_number_is_refused_at_construction(what: str):
+def test_a_word_in_the_place_of_a_number_is_refused_at_construction(what: str):
     with pytest.raises(TypeError, match=re.escape(f"{what} must be a number, got 'workers'")):
         NO_NUMBER[what]("workers")
+
+
+NO_INTEGER: dict[str, Callable] = {
+    "signax.Scale: share_every": lambda x: signax.Scale("linf", running=True, share_every=x),
+    "signax.make_worker_mesh: num_workers": signax.make_worker_mesh,
+    "signax.make_worker_mesh: inside['devices']": lambda x: signax.make_worker_mesh(
+        1, inside={"devices": x}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NO_INTEGER)
+@pytest.mark.parametrize("value", ["2", 1.5, 0, True, [2]])
+def test_a_number_of_things_is_an_integer_of_at_least_one(what: str, value: Any):
+    message = f"{what} must be an integer of at least 1, got {value!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        NO_INTEGER[what](value)
+
+
+@pytest.mark.parametrize("two", [np.int64(2), np.array(2), jnp.array(2)])
+def test_an_integer_of_numpy_or_jax_is_an_integer(two: Any):
+    scale = signax.Scale("linf", two, running=True, share_every=two)
+    assert scale == signax.Scale("linf", 2, running=True, share_every=2)
+    assert (type(scale.scope), type(scale.share_every)) == (int, int)
+    assert signax.make_worker_mesh(two).shape == {"workers": 2}
+
+
+def test_which_leaves_are_dense_is_no_number_of_a_program():
+    with pytest.raises(TypeError, match=r'^signax\.dense_below: .*static_args="num_coordinates"'):
+        signax.dense_below(jnp.array(2), signax.sign_sgd(0.1), dense=signax.dense_sgd(0.1))
+    with pytest.raises(ValueError, match="must not be negative, got nan"):
+        signax.dense_below(float("nan"), signax.sign_sgd(0.1), dense=signax.dense_sgd(0.1))
 
 
 @pytest.mark.parametrize("scale", ["linf", None, True])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _network
+from signax import _choices, _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.baselines import _quantized, _rounded
@@ -192,6 +192,7 @@ def tern_grad(
 
 def _clip_at_sigmas(c: float) -> optax.GradientTransformation:
     """Wen et al., (15): each leaf's coordinates are cut at c standard deviations of that leaf."""
+    _choices.require_number(c, "baselines.tern_grad", "clip_sigmas")
     if not isinstance(c, Tracer) and not c > 0:
         raise ValueError(
             f"signax.baselines.tern_grad: clip_sigmas must be positive, got {c}. The paper uses "

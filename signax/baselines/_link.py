@@ -1,6 +1,5 @@
 """What every baseline's link does as those of the sign methods do: check, abstain, remember."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -100,12 +99,9 @@ def all_reduce(
 
 
 def require_positive_integer(value: Any, function: str, argument: str, what: str) -> None:
-    """Raises a `ValueError` unless the value is a whole number of at least 1."""
+    """Raises a `ValueError` unless the value is a whole number of at least 1, and no array."""
     _choices.require_static(value, function, argument)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(
-            f"signax.{function}: {argument} must be an integer of at least 1, got {value!r}. {what}"
-        )
+    _choices.require_positive_integer(value, function, argument, what)
 
 
 def require_fraction(value: Any, function: str) -> None:

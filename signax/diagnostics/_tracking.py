@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from signax import _workers, theory
+from signax import _choices, _workers, theory
 from signax.signs import _sign
 
 
@@ -75,6 +75,7 @@ def track_votes(
 
     Raises:
       ValueError: For a decay outside [0, 1); at update, if an axis is not bound.
+      TypeError: If `decay` is no number.
 
     Example:
       >>> tx = signax.diagnostics.track_votes(signax.majority_vote("workers"), axis_name="workers")
@@ -84,6 +85,7 @@ def track_votes(
       >>> print(round(float(state.margin[0]), 3), state.own_agreement)
       0.667 [1.  1.  0.5]
     """
+    _choices.require_number(decay, "diagnostics.track_votes", "decay")
     if not isinstance(decay, Tracer) and not 0 <= decay < 1:  # pyright: ignore[reportOperatorIssue]
         raise ValueError(
             f"signax.diagnostics.track_votes: decay must be in [0, 1), got {decay}; 0 is the last"

@@ -60,7 +60,7 @@ class Scale:
 
     Raises:
       ValueError: For an unknown norm or scope, blocks of less than one coordinate, or a
-        `share_every` that is not at least 1 or has no own running maximum to share.
+        `share_every` that is no integer of at least 1 or has no own running maximum to share.
 
     Example:
       >>> signax.Scale("linf", "leaf", running=True, share_every=10)
@@ -75,8 +75,10 @@ class Scale:
 
     def __post_init__(self):
         _choices.require(self.norm, Norm, "Scale", "norm")
-        is_block = isinstance(self.scope, int) and self.scope is not True and self.scope >= 1
-        if not is_block and self.scope not in get_args(Scope):
+        block = _choices.as_integer(self.scope)
+        if block is not None and block >= 1:
+            object.__setattr__(self, "scope", block)  # of Python: it decides on shapes
+        elif self.scope not in get_args(Scope):
             raise ValueError(
                 f"signax.Scale: unknown scope {self.scope!r}; choose one of {get_args(Scope)}, or a"
                 " number of coordinates that share one R."
@@ -85,11 +87,14 @@ class Scale:
             self._check_share_every()
 
     def _check_share_every(self):
-        if not self.share_every >= 1:  # pyright: ignore[reportOptionalOperand]
-            raise ValueError(
-                f"signax.Scale: share_every must be at least 1, got {self.share_every}. It is the"
-                " number of steps from one pmax of the running maxima to the next; None is never."
-            )
+        every = _choices.require_positive_integer(
+            self.share_every,
+            "Scale",
+            "share_every",
+            "It is the number of steps from one pmax of the running maxima to the next; None is"
+            " never.",
+        )
+        object.__setattr__(self, "share_every", every)
         if not self.running or self.shared:
             raise ValueError(
                 "signax.Scale: share_every says how often workers share their own running maxima,"
