@@ -64,7 +64,7 @@ def change_num_workers(
     layout = _layout.infer_layout(tx, state.params, mesh, None, axis_names, param_specs)
     if jax.tree.structure(state.opt_state) != jax.tree.structure(layout.state):
         raise ValueError(
-            "change_num_workers: the optimizer state does not belong to this optimizer. Its"
+            "signax.change_num_workers: the optimizer state does not belong to this optimizer. Its"
             f" structure is {jax.tree.structure(state.opt_state)}; the optimizer's is"
             f" {jax.tree.structure(layout.state)}."
         )
@@ -82,8 +82,8 @@ def change_num_workers(
             return _sliced_anew(leaf, shape, _num_devices(layout, new_mesh), path)
         if leaf.shape[1:] != want.shape:
             raise ValueError(
-                f"change_num_workers: the optimizer state at {jax.tree_util.keystr(path)} has shape"
-                f" {leaf.shape}, expected one row of shape {want.shape} for each worker."
+                f"signax.change_num_workers: the optimizer state at {jax.tree_util.keystr(path)}"
+                f" has shape {leaf.shape}, expected one row of shape {want.shape} for each worker."
             )
         row = _merged(leaf) if how == "mean" else np.zeros_like(leaf[0])
         return np.broadcast_to(row, shape)
@@ -117,7 +117,7 @@ def _sliced_anew(rows: np.ndarray, shape: tuple[int, ...], num_devices: int, pat
         old, new
     ):
         raise ValueError(
-            "change_num_workers: the servers' memory at"
+            "signax.change_num_workers: the servers' memory at"
             f" {jax.tree_util.keystr(path)} has shape {rows.shape}; it is not that of {old} workers"
             f" of {num_devices} devices. It is kept by device, in the order of its shards, and"
             " cannot be moved to another number of devices inside each worker. Write"

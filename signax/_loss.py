@@ -32,7 +32,7 @@ def _pair_of(result: Any, has_aux: bool, has_state: bool) -> Any:
     inner = "(model_state, aux)" if has_aux and has_state else "aux" if has_aux else "model_state"
     asked = " and ".join(["has_aux=True"] * has_aux + ["a model state"] * has_state)
     raise ValueError(
-        f"with {asked}, loss_fn must return the pair (loss, {inner}), got"
+        f"signax: with {asked}, loss_fn must return the pair (loss, {inner}), got"
         f" {jax.tree.map(jnp.shape, result)} (shapes)."
     )
 
@@ -40,14 +40,14 @@ def _pair_of(result: Any, has_aux: bool, has_state: bool) -> Any:
 def _require_scalar(loss: Any) -> Any:
     if not jax.tree_util.all_leaves([loss]):
         raise ValueError(
-            f"loss_fn returned a {type(loss).__name__} and not a scalar: write has_aux=True if it"
-            " returns (loss, aux), or make the state with model_state= if it returns (loss,"
+            f"signax: loss_fn returned a {type(loss).__name__} and not a scalar: write has_aux=True"
+            " if it returns (loss, aux), or make the state with model_state= if it returns (loss,"
             " model_state)."
         )
     if jnp.ndim(loss):
         raise ValueError(
-            f"loss_fn returned a loss of shape {jnp.shape(loss)}; it must be a scalar, such as"
-            " the mean over the worker's examples."
+            f"signax: loss_fn returned a loss of shape {jnp.shape(loss)}; it must be a scalar, such"
+            " as the mean over the worker's examples."
         )
     return loss
 
@@ -55,7 +55,7 @@ def _require_scalar(loss: Any) -> Any:
 def _require_same_model_state(new: Any, old: Any) -> None:
     if jax.tree.structure(new) != jax.tree.structure(old):
         raise ValueError(
-            "loss_fn returned a model state of another structure than it was given:"
+            "signax: loss_fn returned a model state of another structure than it was given:"
             f" {jax.tree.structure(new)} in place of {jax.tree.structure(old)}. Return all of it,"
             " changed or not."
         )
@@ -64,13 +64,15 @@ def _require_same_model_state(new: Any, old: Any) -> None:
 def _require_metrics(aux: Any) -> dict[str, Any]:
     if not isinstance(aux, dict) or any(map(_is_no_scalar, aux.values())):
         raise ValueError(
-            "with has_aux=True, loss_fn must return (loss, aux) with aux a flat dict of scalars,"
-            f' such as {{"accuracy": 0.9}}, got {jax.tree.map(jnp.shape, aux)}. Every entry becomes'
-            " a metric: its mean over the workers."
+            "signax: with has_aux=True, loss_fn must return (loss, aux) with aux a flat dict of"
+            f' scalars, such as {{"accuracy": 0.9}}, got {jax.tree.map(jnp.shape, aux)}. Every'
+            " entry becomes a metric: its mean over the workers."
         )
     for name in ("loss", "num_abstained"):
         if name in aux:
-            raise ValueError(f"aux[{name!r}]: the step itself reports {name!r}; rename yours.")
+            raise ValueError(
+                f"signax: aux[{name!r}]: the step itself reports {name!r}; rename yours."
+            )
     return aux
 
 

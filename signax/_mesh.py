@@ -49,8 +49,8 @@ def make_worker_mesh(
     if not 1 <= needed <= len(devices):
         of_devices = f" of {each} devices each" if inside else ""
         raise ValueError(
-            f"make_worker_mesh: {num_workers} workers{of_devices} need as many devices, and JAX"
-            f" sees {len(devices)} ({devices[0].platform}). For CPU workers write"
+            f"signax.make_worker_mesh: {num_workers} workers{of_devices} need as many devices, and"
+            f" JAX sees {len(devices)} ({devices[0].platform}). For CPU workers write"
             f' jax.config.update("jax_num_cpu_devices", {max(needed, each)}) before JAX is first'
             " used; for more workers than devices use signax.simulate_train_step."
         )
@@ -70,8 +70,8 @@ def as_mesh(mesh: AnyMesh, axis_name: str = "workers") -> Mesh | AbstractMesh:
         return mesh
     if isinstance(mesh, bool) or not isinstance(mesh, (int, np.integer)) or mesh < 1:
         raise ValueError(
-            f"the workers are a jax.sharding.Mesh (signax.make_worker_mesh) or, simulated, their"
-            f" number, at least 1: got {mesh!r}."
+            "signax: the workers are a jax.sharding.Mesh (signax.make_worker_mesh) or, simulated,"
+            f" their number, at least 1: got {mesh!r}."
         )
     return AbstractMesh((int(mesh),), (axis_name,), axis_types=(AxisType.Auto,))
 
@@ -92,7 +92,7 @@ def require_axes(axis_names: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     unknown = [axis for axis in axes if axis not in mesh.axis_names]
     if unknown or not axes:
         raise ValueError(
-            f"axis_names={axis_names!r}: the mesh has the axes {mesh.axis_names}"
+            f"signax: axis_names={axis_names!r}: the mesh has the axes {mesh.axis_names}"
             + (f" and no {unknown}." if axes else ", and at least one must be the workers'.")
         )
     return tuple(map(str, axes))

@@ -66,8 +66,8 @@ def skip_together(
         doubt = jnp.asarray(should_skip(updates, params))
         if doubt.shape != ():
             raise ValueError(
-                f"skip_together: should_skip returned an array of shape {doubt.shape}; it must"
-                " return one bool for the whole tree, such as optax.tree.norm(updates) > 100."
+                f"signax.skip_together: should_skip returned an array of shape {doubt.shape}; it"
+                " must return one bool for the whole tree, such as optax.tree.norm(updates) > 100."
             )
         is_skipped = _any_worker(doubt, axis_name)
         new_updates, new_state = inner.update(updates, state.inner_state, params, **extra_args)

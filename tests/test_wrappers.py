@@ -66,7 +66,7 @@ def test_one_worker_s_doubt_skips_the_step_for_all_and_leaves_no_trace():
 
 def test_a_predicate_that_is_no_scalar_is_refused():
     tx = signax.skip_together(signax.sign_sgd(0.1), lambda g, p: jnp.abs(g) > 1, axis_name=None)
-    with pytest.raises(ValueError, match=r"array of shape \(3,\); it must return one bool"):
+    with pytest.raises(ValueError, match=r"^signax\.skip_together: .* array of shape \(3,\)"):
         tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
 
 

@@ -99,9 +99,9 @@ def specs_by_path(param_specs: Any) -> dict[str, PartitionSpec]:
         name = jax.tree_util.keystr(path)
         if not isinstance(spec, PartitionSpec):
             raise TypeError(
-                f"param_specs at {name or '(the whole tree)'} is {leaf!r}. It must say how the"
-                ' leaf is cut over the mesh: a jax.sharding.PartitionSpec such as P("devices"), a'
-                " NamedSharding, or None for a leaf that is not cut."
+                f"signax: param_specs at {name or '(the whole tree)'} is {leaf!r}. It must say how"
+                ' the leaf is cut over the mesh: a jax.sharding.PartitionSpec such as P("devices"),'
+                " a NamedSharding, or None for a leaf that is not cut."
             )
         found[name] = spec
     return found

@@ -20,10 +20,10 @@ def cut_of(
         return None
     if explicit := [axis for axis in others if axis in mesh.explicit_axes]:
         raise ValueError(
-            f"the mesh axes {explicit} inside a worker are Explicit, where every line of the loss"
-            " must say how its arrays are cut; the step leaves that to the compiler. Make the mesh"
-            " with AxisType.Auto, as signax.make_worker_mesh(..., inside=...) does, and place the"
-            " parameters with NamedSharding as before."
+            f"signax: the mesh axes {explicit} inside a worker are Explicit, where every line of"
+            " the loss must say how its arrays are cut; the step leaves that to the compiler. Make"
+            " the mesh with AxisType.Auto, as signax.make_worker_mesh(..., inside=...) does, and"
+            " place the parameters with NamedSharding as before."
         )
     if param_specs is None:
         param_specs = jax.tree.map(_spec_as_it_lies, params)
@@ -31,7 +31,7 @@ def cut_of(
     for path, spec in specs.items():
         if unknown := [axis for axis in _cut.axes_in(spec) if axis not in others]:
             raise ValueError(
-                f"the parameter at {path or '(the whole tree)'} is cut as {spec}, over"
+                f"signax: the parameter at {path or '(the whole tree)'} is cut as {spec}, over"
                 f" {unknown}. The axes inside a worker are {others}; each worker along {axes} needs"
                 " the whole parameter, in pieces on its own devices. Place it with"
                 " jax.device_put(x, NamedSharding(mesh, spec)) for a spec of these axes, or pass"
@@ -48,10 +48,10 @@ def _require_equal_pieces(params: Any, specs: Any, mesh: Mesh | AbstractMesh) ->
             parts = math.prod(mesh.shape[axis] for axis in _workers.axes_of(entry))
             if size % parts:
                 raise ValueError(
-                    f"the parameter at {name or '(the whole tree)'} has shape {jnp.shape(leaf)}"
-                    f" and is cut as {specs[name]}: {size} coordinates do not make {parts} equal"
-                    " pieces. Cut another of its dimensions, pad it, or leave it whole with"
-                    " PartitionSpec()."
+                    f"signax: the parameter at {name or '(the whole tree)'} has shape"
+                    f" {jnp.shape(leaf)} and is cut as {specs[name]}: {size} coordinates do not"
+                    f" make {parts} equal pieces. Cut another of its dimensions, pad it, or leave"
+                    " it whole with PartitionSpec()."
                 )
 
 

@@ -77,9 +77,9 @@ def _require_known(mesh: Any, left: tuple[str, ...]) -> None:
     """Refuses to pack leaves of which only the compiler knows where their pieces are."""
     if mesh.manual_axes and any(mesh.shape[axis] > 1 for axis in left):
         raise ValueError(
-            f"the mesh axes {left} are left to the compiler, and this chain does not know how the"
-            " parameters are cut over them: every device would gather the whole model and send all"
-            " of it. Write tx = signax.sharded(tx, param_specs) with the PartitionSpec of each"
-            " parameter, P() for one that is not cut, or use signax.make_train_step(...,"
+            f"signax: the mesh axes {left} are left to the compiler, and this chain does not know"
+            " how the parameters are cut over them: every device would gather the whole model and"
+            " send all of it. Write tx = signax.sharded(tx, param_specs) with the PartitionSpec of"
+            " each parameter, P() for one that is not cut, or use signax.make_train_step(...,"
             " axis_names=...), which does."
         )

@@ -32,8 +32,9 @@ def key_words(key: jax.typing.ArrayLike) -> jax.Array:
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape:
             raise ValueError(
-                f"key must be a single PRNG key, got an array of keys of shape {key.shape}. "
-                "Pass one of them: signax folds step, worker and leaf into the key itself."
+                "signax: key must be a single PRNG key, got an array of keys of shape"
+                f" {key.shape}. Pass one of them: signax folds step, worker and leaf into the key"
+                " itself."
             )
         return _fold_data(jax.random.key_data(key))
     if isinstance(key, (bool, float, complex, str)) or key is None:
@@ -115,13 +116,15 @@ def _fold_data(data: jax.Array) -> jax.Array:
     if data.shape == (4,):
         # An rbg key repeats its two words, so xor would make every seed the same: mix instead.
         return threefry(data[:2], data[2], data[3])
-    raise ValueError(f"key data of shape {data.shape} is not supported: use a threefry or rbg key.")
+    raise ValueError(
+        f"signax: key data of shape {data.shape} is not supported: use a threefry or rbg key."
+    )
 
 
 def _concrete_seed(seed: int) -> jax.Array:
     seed = operator.index(seed)
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed {seed} has more than 64 bits: pass a smaller integer.")
+        raise ValueError(f"signax: seed {seed} has more than 64 bits: pass a smaller integer.")
     high = 0 if -(2**31) <= seed < 0 else (seed >> 32) % 2**32
     return jnp.array([high, seed % 2**32], jnp.uint32)
 
@@ -139,6 +142,6 @@ def _array_seed(seed: jax.Array) -> jax.Array:
 
 def _bad_key(key: object) -> TypeError:
     return TypeError(
-        "key must be an integer seed, a PRNG key from jax.random.key, or its uint32 key data, got "
-        f"{key!r}. Pass for example key=0."
+        "signax: key must be an integer seed, a PRNG key from jax.random.key, or its uint32 key"
+        f" data, got {key!r}. Pass for example key=0."
     )

@@ -42,8 +42,8 @@ class WireReport:
         """Bits that one worker sends for each coordinate that it holds."""
         if not self.num_coordinates:
             raise ValueError(
-                "The number of coordinates is unknown: the first argument holds no floats. "
-                "Pass it: wire_bits(fn, *args, num_coordinates=d)."
+                "signax.wire_bits: the number of coordinates is unknown: the first argument holds"
+                " no floats. Pass it: wire_bits(fn, *args, num_coordinates=d)."
             )
         return self.bits / self.num_coordinates
 
@@ -87,7 +87,9 @@ class WireReport:
         """
         axes = _workers.axes_of(axis_name)
         if missing := [axis for axis in axes if axis not in mesh.axis_names]:
-            raise ValueError(f"across: the mesh {dict(mesh.shape)} has no axis {missing[0]!r}.")
+            raise ValueError(
+                f"signax.WireReport.across: the mesh {dict(mesh.shape)} has no axis {missing[0]!r}."
+            )
         sizes = tuple(mesh.shape[axis] for axis in mesh.axis_names)
         index = np.unravel_index(np.arange(math.prod(sizes)), sizes)
         place = np.stack([index[mesh.axis_names.index(axis)] for axis in axes], axis=1)
@@ -161,7 +163,8 @@ def wire_bits(
     text = compiled.as_text()
     if not text:
         raise ValueError(
-            f"The {jax.default_backend()} backend shows no HLO text to read bits from."
+            f"signax.wire_bits: the {jax.default_backend()} backend shows no HLO text to read bits"
+            " from."
         )
     here, whole = num_coordinates, num_coordinates
     if num_coordinates is None:
