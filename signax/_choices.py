@@ -1,4 +1,4 @@
-"""Arguments that are one of a few words, a number, or a number that shapes depend on."""
+"""Arguments: one of a few words, a number, one that shapes depend on, a transformation."""
 
 import numbers
 import operator
@@ -44,6 +44,18 @@ def require_positive_integer(value: Any, function: str, argument: str, what: str
             f"signax.{function}: {argument} must be an integer of at least 1, got {value!r}. {what}"
         )
     return number
+
+
+def require_transformation(tx: Any, call: str, argument: str = "tx") -> None:
+    """Raises a `TypeError` for what is no Optax transformation, such as parameters in its place.
+
+    `call` is the right one without its module: "init_opt_state(tx, params, mesh)".
+    """
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise TypeError(
+            f"signax.{call.partition('(')[0]}: {argument} must be an Optax transformation, got a"
+            f" {type(tx).__name__}. Write signax.{call}."
+        )
 
 
 def require_static(value: Any, function: str, argument: str) -> None:

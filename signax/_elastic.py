@@ -53,6 +53,7 @@ def change_num_workers(
     Raises:
       ValueError: For an unknown `how`, or a state that is not one of `tx`; with `how="mean"`, if
         a server's memory lies on another number of devices inside each worker than before.
+      TypeError: If `tx` is no transformation.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
@@ -61,6 +62,7 @@ def change_num_workers(
       (4, 3)
     """
     _choices.require(how, How, "change_num_workers", "how")
+    _choices.require_transformation(tx, "change_num_workers(state, tx, mesh)")
     layout = _layout.infer_layout(tx, state.params, mesh, None, axis_names, param_specs)
     if jax.tree.structure(state.opt_state) != jax.tree.structure(layout.state):
         raise ValueError(

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signax import _memory
+from signax import _choices, _memory
 from signax.signs import _sign
 
 
@@ -81,12 +81,9 @@ def local_updates(
       arXiv:2411.17866.
     """
     for name, tx in {"inner": inner, "outer": outer}.items():
-        if not isinstance(tx, optax.GradientTransformation):
-            raise TypeError(
-                f"signax.local_updates: {name} must be an Optax transformation, got"
-                f" {type(tx).__name__}. Write for example signax.local_updates(optax.sgd(0.1),"
-                " signax.sign_sgd(0.01, axis_name=...))."
-            )
+        _choices.require_transformation(
+            tx, "local_updates(optax.sgd(0.1), signax.sign_sgd(0.01, axis_name=...))", name
+        )
     inner, outer = map(optax.with_extra_args_support, (inner, outer))
 
     def init(params):

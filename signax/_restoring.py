@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from signax import _layout, _mesh, _specs
+from signax import _choices, _layout, _mesh, _specs
 from signax._shards import _cut, _given
 from signax._worker_step import TrainState
 
@@ -54,6 +54,7 @@ def abstract_train_state(
 
     Raises:
       ValueError: If the chain has no network link, or a parameter cannot be cut so on either mesh.
+      TypeError: If `tx` is no transformation.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
@@ -62,6 +63,7 @@ def abstract_train_state(
       >>> target.opt_state[0].ema.shape
       (8, 3)
     """
+    _choices.require_transformation(tx, "abstract_train_state(params, tx, mesh, saved_on=...)")
     axes = _mesh.require_axes(axis_names, mesh)
     cut = _given.cut_of(params, mesh, axes, param_specs)
     specs = None if cut is None else _cut.specs_of(cut, params)

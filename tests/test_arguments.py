@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import signax
+from signax import _choices
 
 UNKNOWN = {
     "ties": lambda: signax.majority_vote(None, ties="coin"),
@@ -131,6 +132,32 @@ def test_an_integer_of_numpy_or_jax_is_an_integer(two: Any):
     assert scale == signax.Scale("linf", 2, running=True, share_every=2)
     assert (type(scale.scope), type(scale.share_every)) == (int, int)
     assert signax.make_worker_mesh(two).shape == {"workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("call", "swapped"),
+    [
+        ("init_opt_state(tx, params, mesh)", None),
+        (
+            "abstract_train_state(params, tx, mesh, saved_on=...)",
+            lambda tx, params: signax.abstract_train_state(
+                tx, params, signax.make_worker_mesh(1), saved_on={"workers": 1}
+            ),
+        ),
+        (
+            "change_num_workers(state, tx, mesh)",
+            lambda tx, state: signax.change_num_workers(tx, state, 2),
+        ),
+    ],
+)
+def test_parameters_in_the_place_of_the_optimizer_are_refused_with_the_right_call(
+    call: str, swapped: Callable | None
+):
+    tx, params = signax.sign_sgd(0.1), {"w": jnp.ones(2)}
+    message = f"signax.{call.split('(')[0]}: tx must be an Optax transformation, got a dict. Write"
+    with pytest.raises(TypeError, match=re.escape(f"{message} signax.{call}.")):
+        _choices.require_transformation(params, call) if swapped is None else swapped(tx, params)
+    _choices.require_transformation(tx, call)
 
 
 def test_which_leaves_are_dense_is_no_number_of_a_program():
