@@ -29,8 +29,10 @@ def average_gradients(
       are none. `num_abstained` is in the state.
 
     Raises:
-      ValueError: At update, if an axis is not bound, or if the gradients were already summed.
+      ValueError: For an unknown `on_nonfinite`; at update, if an axis is not bound, or if the
+        gradients were already summed.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.average_gradients("workers")

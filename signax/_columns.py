@@ -105,9 +105,10 @@ def average_column_means(
       An empty tree passes.
 
     Raises:
-      ValueError: For a `down_dtype` that is not floating; at update, if an axis is not bound, or if
-        the gradients were already summed over the workers.
+      ValueError: For a `down_dtype` that is not floating or an unknown `on_nonfinite`; at update,
+        if an axis is not bound, or if the gradients were already summed over the workers.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.average_column_means("workers")

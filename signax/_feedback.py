@@ -118,8 +118,10 @@ def compressed_mean(
       passes.
 
     Raises:
-      ValueError: For an unknown scope; at init or update, if an axis is not bound.
+      ValueError: For an unknown scope or `on_nonfinite`; at init or update, if an axis is not
+        bound.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = optax.chain(signax.compressed_mean("workers"), optax.adamw(1e-3))

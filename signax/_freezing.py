@@ -28,6 +28,9 @@ def freeze(
     Returns:
       A transformation with the state of `optax.partition`.
 
+    Raises:
+      ValueError: At init and update, if `freeze_mask` is no prefix of the parameters.
+
     Example:
       >>> tx = signax.freeze(signax.sign_sgd(0.1), {"head": False, "body": True})
       >>> params = {"head": jnp.ones(2), "body": jnp.ones(2)}

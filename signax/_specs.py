@@ -27,6 +27,9 @@ def to_worker(state: Any, specs: Any, axis_names: tuple[str, ...] | None = None)
     Returns:
       The state for `tx.update`.
 
+    Raises:
+      ValueError: If `specs` is not the tree of this state.
+
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
       >>> state = signax.init_opt_state(tx, jnp.zeros(3), 1)
@@ -46,6 +49,9 @@ def from_worker(state: Any, specs: Any, axis_names: tuple[str, ...] | None = Non
 
     Returns:
       The state for the `out_specs=specs` of your own `jax.shard_map`: one row per worker.
+
+    Raises:
+      ValueError: If `specs` is not the tree of this state.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")

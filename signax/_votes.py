@@ -70,9 +70,11 @@ def majority_vote(
       subnormal numbers, as on CPU, they are zeros. An empty tree passes.
 
     Raises:
-      ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, if the gradients
-        were already summed over the workers, or if `out_specs` asks for unequal pieces.
+      ValueError: For unknown `ties`, `wire` or `on_nonfinite`; at update, if an axis is not bound,
+        if the gradients were already summed over the workers, or if `out_specs` asks for unequal
+        pieces.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.majority_vote("workers")
@@ -124,9 +126,11 @@ def average_signs(
       errors are those of `majority_vote`.
 
     Raises:
-      ValueError: For unknown `ties` or `wire`; at update, if an axis is not bound, if the gradients
-        were already summed over the workers, or if `out_specs` asks for unequal pieces.
+      ValueError: For unknown `ties`, `wire` or `on_nonfinite`; at update, if an axis is not bound,
+        if the gradients were already summed over the workers, or if `out_specs` asks for unequal
+        pieces.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.average_signs("workers")

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import jax
@@ -38,8 +39,26 @@ def test_examples_print_what_they_say(name: str):
 
 
 FUNCTIONS = [name for name in signax.__all__ if inspect.isroutine(getattr(signax, name))]
+# What is one of a few words, and what a function that takes it must say about it.
+WORDS = ("ties", "wire", "scope", "noise", "sign", "aggregate", "how", "norm", "on_nonfinite")
+WITH_WORDS = {
+    f"{module.__name__}.{name}": (f, taken)
+    for module in (signax, signax.baselines)
+    for name, f in inspect.getmembers(module, inspect.isroutine)
+    if (taken := [word for word in WORDS if word in inspect.signature(f).parameters])
+    and name != "average_scaled_signs"
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_public_function_has_an_example(name: str):
     assert ">>> " in (inspect.getdoc(getattr(signax, name)) or ""), f"signax.{name} has no example"
+
+
+@pytest.mark.parametrize("name", WITH_WORDS)
+def test_what_an_unknown_word_raises_is_documented(name: str):
+    function, words = WITH_WORDS[name]
+    raises = (inspect.getdoc(function) or "").partition("Raises:")[2].partition("\n\n")[0]
+    for word in words:
+        assert re.search(rf"\b{word}\b", raises), f"{name}: {word} is missing from Raises:"
+    assert ("on_nonfinite" in words) == ("FloatingPointError" in raises)

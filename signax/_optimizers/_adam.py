@@ -71,9 +71,11 @@ def one_bit_adam(
       gradient; its one bit would be divided by epsilon, so it stays where it is.
 
     Raises:
-      ValueError: For b1 or b2 outside [0, 1), or `freeze_steps` below 1; at init or update, for an
-        unbound axis; at update, for gradients already summed over the workers.
+      ValueError: For b1 or b2 outside [0, 1), `freeze_steps` below 1 or an unknown `on_nonfinite`;
+        at init or update, for an unbound axis; at update, for gradients already summed over the
+        workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.one_bit_adam(0.1, b1=0.0, b2=0.0, freeze_steps=1)

@@ -37,9 +37,10 @@ def dense_sgd(
       gradient holds a NaN or an infinity is left out of the mean.
 
     Raises:
-      ValueError: For a momentum outside [0, 1); at update, for an unbound axis or gradients already
-        summed over the workers.
+      ValueError: For a momentum outside [0, 1) or an unknown `on_nonfinite`; at update, for an
+        unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.dense_sgd(0.1)

@@ -79,10 +79,11 @@ def ef21(
       stays. `change_num_workers` keeps h the mean of the h^n.
 
     Raises:
-      ValueError: For beta outside [0, 1), an unknown scope or wire, or another wire than "packed"
-        with `shared=False`; at update, for an unbound axis or gradients already summed over the
-        workers.
+      ValueError: For beta outside [0, 1), an unknown scope, wire or `on_nonfinite`, or another wire
+        than "packed" with `shared=False`; at update, for an unbound axis or gradients already
+        summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.ef21(0.5, beta=0.5)
@@ -178,10 +179,11 @@ def diana(
       `change_num_workers` keeps h the mean of the h^n.
 
     Raises:
-      ValueError: For alpha outside (0, 1], a momentum outside [0, 1), an unknown scale or wire, or
-        own scales with blocks or another wire than "packed"; at update, for an unbound axis or
-        gradients already summed over the workers.
+      ValueError: For alpha outside (0, 1], a momentum outside [0, 1), an unknown scale, wire or
+        `on_nonfinite`, or own scales with blocks or another wire than "packed"; at update, for an
+        unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.diana(0.5, alpha=0.5)

@@ -53,9 +53,10 @@ def ef_sign_sgd(
       a NaN or an infinity abstains and keeps its residual.
 
     Raises:
-      ValueError: For an unknown scope; at update, for an unbound axis or gradients already summed
-        over the workers.
+      ValueError: For an unknown scope or `on_nonfinite`; at update, for an unbound axis or
+        gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.ef_sign_sgd(0.5)
@@ -118,9 +119,10 @@ def double_squeeze(
       whose gradient holds a NaN or an infinity abstains and keeps its residual.
 
     Raises:
-      ValueError: For an unknown scope; at init or update, for an unbound axis; at update, for
-        gradients already summed over the workers.
+      ValueError: For an unknown scope or `on_nonfinite`; at init or update, for an unbound axis; at
+        update, for gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.double_squeeze(0.5)

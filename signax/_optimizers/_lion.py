@@ -61,9 +61,10 @@ def distributed_lion(
       `on_nonfinite="propagate"` a worker that is zero everywhere counts too, as printed.
 
     Raises:
-      ValueError: For b1 or b2 outside [0, 1), an unknown `aggregate`, `ties` or `wire`; at update,
-        for an unbound axis or gradients already summed over the workers.
+      ValueError: For b1 or b2 outside [0, 1), an unknown `aggregate`, `ties`, `wire` or
+        `on_nonfinite`; at update, for an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.distributed_lion(0.01)

@@ -44,9 +44,10 @@ def sign_sgd(
       The transformation. Zero, NaN and abstention: `majority_vote`.
 
     Raises:
-      ValueError: For unknown `ties` or `wire`; at update, for an unbound axis or gradients already
-        summed over the workers.
+      ValueError: For unknown `ties`, `wire` or `on_nonfinite`; at update, for an unbound axis or
+        gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.sign_sgd(0.01)
@@ -103,9 +104,10 @@ def signum(
       momentum; zeros and ties: `majority_vote`.
 
     Raises:
-      ValueError: For beta outside [0, 1), unknown `ties` or `wire`; at update, for an unbound axis
-        or gradients already summed over the workers.
+      ValueError: For beta outside [0, 1), unknown `ties`, `wire` or `on_nonfinite`; at update, for
+        an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.signum(0.01, beta=0.9)
@@ -171,9 +173,10 @@ def noisy_sign_sgd(
       `majority_vote`.
 
     Raises:
-      ValueError: For an unknown noise, `ties` or `wire`, or a negative b; at update, for an unbound
-        axis or gradients already summed over the workers.
+      ValueError: For an unknown noise, `ties`, `wire` or `on_nonfinite`, or a negative b; at
+        update, for an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.noisy_sign_sgd(0.01, noise_scale=0.1)

@@ -41,8 +41,9 @@ def monotone_sign_sgd(
       names. Where the new value is not smaller (equal, or NaN) the update is zero.
 
     Raises:
-      ValueError: At update, without `params`, `value` or `value_fn`.
+      ValueError: For an unknown `on_nonfinite`; at update, without `params`, `value` or `value_fn`.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> f = lambda x: jnp.sum(x ** 2)

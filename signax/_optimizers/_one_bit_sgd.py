@@ -54,9 +54,10 @@ def one_bit_sgd(
       infinity abstains and keeps its residual.
 
     Raises:
-      ValueError: For a `down_dtype` that is not floating or a momentum outside [0, 1); at update,
-        for an unbound axis or gradients already summed over the workers.
+      ValueError: For a `down_dtype` that is not floating, a momentum outside [0, 1) or an unknown
+        `on_nonfinite`; at update, for an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.one_bit_sgd(0.5)

@@ -79,6 +79,7 @@ def ssdm(
         sign; at update, for an unbound axis or gradients already summed over the workers.
       TypeError: If `scale` is neither a `Scale` nor a number; at update, if a leaf is not of a
         floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.ssdm(0.01, scale=signax.Scale("linf"))

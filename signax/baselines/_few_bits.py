@@ -41,9 +41,10 @@ def bfloat16_sgd(
       The transformation: `average_bfloat16` and a step.
 
     Raises:
-      ValueError: For a momentum outside [0, 1); at update, for an unbound axis or gradients already
-        summed over the workers.
+      ValueError: For a momentum outside [0, 1) or an unknown `on_nonfinite`; at update, for an
+        unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.bfloat16_sgd(0.5)
@@ -93,9 +94,10 @@ def qsgd(
       The transformation: `average_quantized` and a step.
 
     Raises:
-      ValueError: For levels, norm, dtype or momentum that cannot be; at update, for an unbound axis
-        or gradients already summed over the workers.
+      ValueError: For levels, norm, dtype, momentum or `on_nonfinite` that cannot be; at update, for
+        an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.qsgd(0.5, norm="linf")
@@ -159,9 +161,10 @@ def tern_grad(
       goes down is the mean in full.
 
     Raises:
-      ValueError: For a dtype, clip_sigmas or momentum that cannot be; at update, for an unbound
-        axis or gradients already summed over the workers.
+      ValueError: For a dtype, clip_sigmas, momentum or `on_nonfinite` that cannot be; at update,
+        for an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.tern_grad(0.5)

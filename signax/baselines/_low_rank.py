@@ -59,9 +59,10 @@ def average_low_rank(
       An empty tree passes.
 
     Raises:
-      ValueError: For a rank that is not a positive integer; at update, if an axis is not bound, or
-        if the gradients were already summed over the workers.
+      ValueError: For a rank that is not a positive integer or an unknown `on_nonfinite`; at update,
+        if an axis is not bound, or if the gradients were already summed over the workers.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.average_low_rank(None, rank=1)

@@ -45,9 +45,10 @@ def power_sgd(
       The transformation: `average_low_rank` and a step.
 
     Raises:
-      ValueError: For a rank that is not a positive integer or a momentum outside [0, 1); at update,
-        for an unbound axis or gradients already summed over the workers.
+      ValueError: For a rank that is not a positive integer, a momentum outside [0, 1) or an unknown
+        `on_nonfinite`; at update, for an unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.power_sgd(0.5, rank=1)
@@ -107,9 +108,10 @@ def random_k_sgd(
       The transformation: `average_random_k` and a step.
 
     Raises:
-      ValueError: For a fraction outside (0, 1]; at update, for an unbound axis or
-        gradients already summed over the workers.
+      ValueError: For a fraction outside (0, 1] or an unknown `on_nonfinite`; at update, for an
+        unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.random_k_sgd(0.5, fraction=0.5)
@@ -167,9 +169,10 @@ def top_k_sgd(
       The transformation: `average_top_k` and a step.
 
     Raises:
-      ValueError: For a fraction outside (0, 1]; at update, for an unbound axis or
-        gradients already summed over the workers.
+      ValueError: For a fraction outside (0, 1] or an unknown `on_nonfinite`; at update, for an
+        unbound axis or gradients already summed over the workers.
       TypeError: At update, if a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.top_k_sgd(0.5, fraction=0.25)

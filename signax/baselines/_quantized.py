@@ -63,9 +63,10 @@ def average_quantized(
       an infinity abstains; without any other the update is zero. An empty tree passes.
 
     Raises:
-      ValueError: For levels, norm or dtype that cannot be; at update, if an axis is not bound, or
-        if the gradients were already summed over the workers.
+      ValueError: For levels, norm, dtype or `on_nonfinite` that cannot be; at update, if an axis is
+        not bound, or if the gradients were already summed over the workers.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.average_quantized(None, levels=1, norm="linf")

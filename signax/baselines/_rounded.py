@@ -31,8 +31,10 @@ def average_bfloat16(
       An empty tree passes.
 
     Raises:
-      ValueError: At update, if an axis is not bound, or if the gradients were already summed.
+      ValueError: For an unknown `on_nonfinite`; at update, if an axis is not bound, or if the
+        gradients were already summed.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.average_bfloat16("workers")

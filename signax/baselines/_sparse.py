@@ -56,9 +56,10 @@ def average_random_k(
       other the update is zero. An empty tree passes.
 
     Raises:
-      ValueError: For a fraction outside (0, 1]; at update, if an axis is not bound, or if the
-        gradients were already summed over the workers.
+      ValueError: For a fraction outside (0, 1] or an unknown `on_nonfinite`; at update, if an axis
+        is not bound, or if the gradients were already summed over the workers.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.average_random_k(None, fraction=0.5)
@@ -131,9 +132,10 @@ def average_top_k(
       update is zero. An empty tree passes.
 
     Raises:
-      ValueError: For a fraction outside (0, 1]; at update, if an axis is not bound, or if the
-        gradients were already summed over the workers.
+      ValueError: For a fraction outside (0, 1] or an unknown `on_nonfinite`; at update, if an axis
+        is not bound, or if the gradients were already summed over the workers.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
 
     Example:
       >>> tx = signax.baselines.average_top_k(None, fraction=0.25)

@@ -149,6 +149,10 @@ def wire_bits(
     Returns:
       A `WireReport`; print it to see a table.
 
+    Raises:
+      ValueError: If the backend shows no HLO text. Its `bits_per_coordinate` raises one where the
+        first argument holds no floats and `num_coordinates` is None.
+
     Example:
       >>> mesh = signax.make_worker_mesh(2)
       >>> tx = signax.sign_sgd(0.1, axis_name="workers", ties="random")
