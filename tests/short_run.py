@@ -17,6 +17,6 @@ def short_config(**changes: object) -> Config:
     return config
 
 
-def rows_of(workdir: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def rows_of(workdir: Path | str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 import signax
-from daily import thorough
-from workers import run_python
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -18,8 +16,6 @@ import api  # noqa: E402
 import docstrings  # noqa: E402
 
 PAGES = sorted(DOCS.glob("*.md"))
-MARKED = re.compile(r"<!-- test: ([\w-]+) -->\s*```python\n(.*?)```", re.DOTALL)
-BLOCKS = dict(found for page in PAGES for found in MARKED.findall(page.read_text()))
 
 
 def test_the_api_page_has_every_public_name_once():
@@ -48,12 +44,3 @@ def test_docstrings_become_restructured_text():
     assert text == (
         "The mean \\|x\\| is ``1 / M``:\n\n.. math::\n\n    |x|\n\n\n>>> a | b\nand :math:`|y|`."
     )
-
-
-@thorough
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "sharded_train_step" else pytest.param(n, marks=pytest.mark.slow) for n in BLOCKS],
-)
-def test_a_program_of_a_page_runs_as_printed(name: str):
-    run_python(BLOCKS[name], timeout=180, devices=None)  # as it stands there

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 
+from short_run import rows_of
 from signax.experiments import processes
 from signax.experiments.checkpoint import Checkpoints
 from signax.experiments.default_config import get_config
@@ -121,11 +122,6 @@ def params_of(workdir: str, step: int, num_workers: int, optimizer: str = "signu
     state = checkpoints.restore(make_experiment(config).first_state())
     checkpoints.close()
     return jax.tree.map(np.asarray, (state.params, state.opt_state))
-
-
-def rows_of(workdir: str) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def processes_in(folder: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """The coins of zeros and ties: fair, and independent of one another."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -9,24 +8,13 @@ import numpy as np
 import pytest
 
 import signax
+from chance import assert_independent, assert_mean
 from daily import thorough
 from workers import WORKERS
 
 pytestmark = pytest.mark.machine_code
 
-# Hoeffding for n fair coins in {-1, +1}, both sides, wrong once in 1e9:
-# |mean| <= sqrt(2 log(2e9) / n), which is 0.0327 at n = 40,000. The product of two independent fair
-# coins is a fair coin, so the same bound tests independence.
-NUM_COINS = 40_000
-
-
-def assert_fair(coins: np.ndarray):
-    assert set(np.unique(coins)) == {-1.0, 1.0}
-    assert abs(coins.mean()) <= math.sqrt(2 * math.log(2e9) / coins.size)
-
-
-def assert_independent(a: np.ndarray, b: np.ndarray):
-    assert_fair(np.asarray(a) * np.asarray(b))
+NUM_COINS = 40_000  # so that `chance` allows a mean of 6.5 / 200 = 0.0325
 
 
 @functools.cache
@@ -59,7 +47,7 @@ def own_coins(worker: int, step: int = 0, key: int = 0) -> np.ndarray:
 
 def test_coins_are_fair_and_neighbours_independent():
     for coins in (tie_coins(), own_coins(0), own_coins(2)):
-        assert_fair(coins)
+        assert_mean(coins, 0.0)
         for lag in (1, 2, 7, 8, 64):
             assert_independent(coins[lag:], coins[:-lag])
 

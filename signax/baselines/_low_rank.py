@@ -79,32 +79,28 @@ def average_low_rank(
     _link.require_positive_integer(rank, name, "rank", "The paper uses 1 to 4.")
 
     def exchange(updates, is_voting, state):
-        leaves, treedef = jax.tree.flatten(updates)
-        shapes = [_shape_of_factor(a, rank) for a in leaves]
-        factors = _cut(state.memory, [shape for shape in shapes if shape]) if any(shapes) else []
-        matrices = [_as_matrix(a) for a, shape in zip(leaves, shapes, strict=True) if shape]
-        dense = [a for a, shape in zip(leaves, shapes, strict=True) if not shape]
-        products = [_times(a, q) for a, q in zip(matrices, factors, strict=True)]
-        (*sums,), voters = _link.all_reduce([*products, *dense], is_voting, axis_name)
+        leaves, treedef = jax.tree.flatten(updates)  # below, by the number of the leaf
+        found = {i: _shape_of_factor(a, rank) for i, a in enumerate(leaves)}
+        shapes = {i: shape for i, shape in found.items() if shape}
+        old = dict(zip(shapes, _cut(state.memory, [*shapes.values()]), strict=True))
+        matrices = {i: _as_matrix(leaves[i]) for i in shapes}
+        dense = {i: a for i, a in enumerate(leaves) if i not in shapes}
+        sent = {i: _times(matrices[i], old[i]) for i in shapes} | dense
+        sums, voters = _link.all_reduce([*sent.values()], is_voting, axis_name)
         count = jnp.maximum(voters, 1).astype(jnp.float32)
-        means = [x / count for x in sums]
-        orthogonal = [_orthogonalize(p) for p in means[: len(matrices)]]
-        own = [_times(a.T, p) for a, p in zip(matrices, orthogonal, strict=True)]
-        totals, _ = _link.all_reduce(own, None, axis_name) if own else ([], voters)
-        new = [x / count for x in totals]
-        low = iter([_times(p, q.T) for p, q in zip(orthogonal, new, strict=True)])
-        said = iter([_times(p, q.T) for p, q in zip(orthogonal, own, strict=True)])
-        rest, sent = iter(means[len(matrices) :]), iter(dense)
-        mean = [
-            next(low if shape else rest).reshape(a.shape)
-            for shape, a in zip(shapes, leaves, strict=True)
-        ]
-        out = [
-            next(said if shape else sent).reshape(a.shape)
-            for shape, a in zip(shapes, leaves, strict=True)
-        ]
-        kept = [_warm(q, old) for q, old in zip(new, factors, strict=True)]
-        return treedef.unflatten(mean), voters, treedef.unflatten(out), _laid_end_to_end(kept)
+        means = {i: x / count for i, x in zip(sent, sums, strict=True)}
+        p = {i: _orthogonalize(means[i]) for i in shapes}
+        own = {i: _times(matrices[i].T, p[i]) for i in shapes}
+        totals, _ = _link.all_reduce([*own.values()], None, axis_name) if own else ([], voters)
+        q = {i: x / count for i, x in zip(own, totals, strict=True)}
+        mean = means | {i: _times(p[i], q[i].T) for i in shapes}
+        said = dense | {i: _times(p[i], own[i].T) for i in shapes}
+
+        def as_tree(of_leaf):
+            return treedef.unflatten([of_leaf[i].reshape(a.shape) for i, a in enumerate(leaves)])
+
+        kept = [_warm(q[i], old[i]) for i in shapes]
+        return as_tree(mean), voters, as_tree(said), _laid_end_to_end(kept)
 
     def init_memory(params, words):
         base = jax.random.wrap_key_data(words, impl="threefry2x32")
@@ -140,7 +136,9 @@ def _laid_end_to_end(factors: list[jax.Array]) -> jax.Array | None:
     return jnp.concatenate([q.reshape(-1) for q in factors]) if factors else None
 
 
-def _cut(vector: jax.Array, shapes: list[tuple[int, int]]) -> list[jax.Array]:
+def _cut(vector: jax.Array | None, shapes: list[tuple[int, int]]) -> list[jax.Array]:
+    if vector is None:  # every leaf travels dense
+        return []
     *parts, _ = jnp.split(vector, np.cumsum([m * r for m, r in shapes], dtype=int))
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 

@@ -12,7 +12,6 @@ Sources: Alistarh et al., "QSGD", NeurIPS 2017, arXiv:1610.02132; Wen et al., "T
 """
 
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,6 @@ from signax.baselines import _exchange, _link
 from signax.signs import _random, _scales
 from signax.wire import _bits
 
-Norm = Literal["l2", "linf"]
-
 _TAG = 0x51534744  # this link's place in the address of a random word
 
 
@@ -32,7 +29,7 @@ def average_quantized(
     axis_name: _workers.AxisName | None,
     *,
     levels: int = 7,
-    norm: Norm = "l2",
+    norm: _scales.Norm = "l2",
     down_dtype: jax.typing.DTypeLike = "float32",
     key: jax.typing.ArrayLike = 0,
     on_nonfinite: _network.OnNonfinite = "abstain",
@@ -82,7 +79,7 @@ def average_quantized(
     _link.require_positive_integer(levels, name, "levels", "It is s: 1 is TernGrad's, 7 is 4 bits.")
     if levels > 127:
         raise ValueError(f"signax.{name}: levels must be at most 127 (8 bits), got {levels}.")
-    _choices.require(norm, Norm, name, "norm")
+    _choices.require(norm, _scales.Norm, name, "norm")
     _scaled.require_floating(down_dtype, name)
     num_bits = int(2 * levels).bit_length()
 

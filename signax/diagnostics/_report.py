@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from signax.diagnostics import _text
 from signax.diagnostics._cost import Cost
 from signax.diagnostics._verdict import Verdict
 
@@ -98,8 +99,6 @@ class Report:
         return {name: _plain(value) for name, value in fields.items()}
 
     def __str__(self) -> str:
-        from signax.diagnostics import _text
-
         return _text.text_of(self)
 
 

@@ -41,7 +41,6 @@ class Sums(NamedTuple):
     nonzero: jax.Array  # int32[d]
     gains: jax.Array  # float32[2, 2, L + 1]: (one worker, vote) x (sum, sum of squares)
     signal: jax.Array  # float32[4, L]: mean |g^_i| / R by scale
-    norms: jax.Array  # float32[M]: l2 norms of the draws
 
 
 class Reference(NamedTuple):
@@ -64,7 +63,6 @@ def empty(num_workers: int, tree: _draws.Tree) -> Sums:
         nonzero=jnp.zeros(d, jnp.int32),
         gains=jnp.zeros((2, 2, leaves + 1), jnp.float32),
         signal=jnp.zeros((4, leaves), jnp.float32),
-        norms=jnp.zeros(num_workers, jnp.float32),
     )
 
 
@@ -107,18 +105,12 @@ def add(sums: Sums, rows: jax.Array, reference: Reference, tree: _draws.Tree) ->
         nonzero=sums.nonzero + jnp.sum(signs != 0, axis=0, dtype=jnp.int32),
         gains=sums.gains + jnp.stack([gains, gains**2], axis=1),
         signal=sums.signal + jnp.sum(_signals(rows, tree), axis=1),
-        norms=sums.norms + _norms(rows),
     )
 
 
 def _leaves_and_all(values: jax.Array, tree: _draws.Tree) -> jax.Array:
     by_leaf = tree.per_leaf(values)
     return jnp.append(by_leaf, jnp.sum(by_leaf))
-
-
-def _norms(rows: jax.Array) -> jax.Array:
-    largest = jnp.max(jnp.abs(rows), axis=1)
-    return largest * jnp.linalg.norm(rows / jnp.where(largest > 0, largest, 1.0)[:, None], axis=1)
 
 
 def _signals(rows: jax.Array, tree: _draws.Tree) -> jax.Array:

@@ -5,6 +5,7 @@ in the reasons, so that a reader may judge otherwise.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from signax.diagnostics._cost import DENSE, VOTE
@@ -41,13 +42,17 @@ def verdict_of(total: Any, leaves: Any, cost: Any, num_workers: int, norm_spread
     name = _name(total, cost.num_workers)
     compress, cost_reason = _compress(cost)
     zeros = _zeros(total)
-    reasons = [*_REASONS[name](total, leaves, cost, num_workers, norm_spread), *zeros, cost_reason]
-    advice = list(_ADVICE[name](total, cost))
+    if name == "heterogeneous":
+        reasons = _why_divided(total, num_workers, norm_spread)
+    else:
+        reasons = _why(name, total, leaves, num_workers)
+    advice = [*_ADVICE[name], *_advice_in_numbers(name, total)]
     if compress is False:
         advice.insert(0, "signax.dense_sgd(learning_rate, axis_name=...): do not compress here")
     if zeros:
         advice.append('keep ties="zero" (the default), never ties="random"')
-    return Verdict(name, _SUMMARY[name], tuple(filter(None, reasons)), tuple(advice), compress)
+    reasons = tuple(filter(None, [*reasons, *zeros, cost_reason]))
+    return Verdict(name, _SUMMARY[name], reasons, tuple(advice), compress)
 
 
 def _name(total: Any, num_workers: int) -> Name:
@@ -82,11 +87,13 @@ _SUMMARY: dict[Name, str] = {
 }
 
 
-def _good(total, leaves, cost, num_workers, spread):
+def _why(name: Name, total: Any, leaves: Any, num_workers: int) -> Iterator[str]:
     yield _gain_line(total)
     yield _promise_line(total)
     yield _count_line(total)
     yield _shape_line(total)
+    if name == "signs_fail":
+        return
     weak = [leaf.name for leaf in leaves if leaf.rho_norm + leaf.rho_norm_error < 0]
     if weak:
         yield f"in {', '.join(weak)} the signs point uphill: watch these leaves."
@@ -94,14 +101,7 @@ def _good(total, leaves, cost, num_workers, spread):
         yield _agreement_line(total)
 
 
-def _failing(total, leaves, cost, num_workers, spread):
-    yield _gain_line(total)
-    yield _promise_line(total)
-    yield _count_line(total)
-    yield _shape_line(total)
-
-
-def _divided(total, leaves, cost, num_workers, spread):
+def _why_divided(total: Any, num_workers: int, spread: float) -> Iterator[str]:
     yield _agreement_line(total)
     yield (
         f"the measured vote of {num_workers} workers gains {total.vote_norm / total.l1_norm:.0%} of"
@@ -112,15 +112,6 @@ def _divided(total, leaves, cost, num_workers, spread):
         f"their mean gradients' norms differ {spread:.2g} times, which a scale of each worker's own"
         " hides and a shared one keeps."
     )
-
-
-_REASONS = {
-    "sign_friendly": _good,
-    "noisy": _good,
-    "signs_fail": _failing,
-    "heterogeneous": _divided,
-    "not_enough_batches": _good,
-}
 
 
 def _gain_line(total: Any) -> str:
@@ -186,50 +177,32 @@ def _megabits(bandwidth: float) -> str:
     return f"{bandwidth / 1e6:,.3g} Mbit/s" if bandwidth < 1e9 else f"{bandwidth / 1e9:,.3g} Gbit/s"
 
 
-def _advise_good(total, cost):
-    yield "signax.signum(learning_rate, axis_name=...)"
-    if total.batch_factor[0] > 1:
-        yield from _advise_batch(total)
+_ADVICE: dict[Name, tuple[str, ...]] = {
+    "sign_friendly": ("signax.signum(learning_rate, axis_name=...)",),
+    "noisy": (
+        "signax.signum(learning_rate, beta=0.9 or more, axis_name=...): averages before it votes",
+    ),
+    "signs_fail": (
+        "signax.ef_sign_sgd(learning_rate, axis_name=...): error feedback remembers sizes",
+        'signax.ssdm(learning_rate, scale=signax.Scale("linf", "leaf"), axis_name=...)',
+    ),
+    "heterogeneous": (
+        'signax.ssdm(learning_rate, scale=signax.Scale("linf", 256, shared=True),'
+        " axis_name=...): scales that all workers share",
+        "or signax.ef_sign_sgd(learning_rate, axis_name=...): a memory of what the signs left out",
+    ),
+    "not_enough_batches": ("examine more batches (num_batches), or larger ones",),
+}
 
 
-def _advise_noisy(total, cost):
-    yield "signax.signum(learning_rate, beta=0.9 or more, axis_name=...): averages before it votes"
-    few, many = (total.gain[m - 1] / total.gain[0] for m in (9, 63))
-    yield f"more workers: 9 gain {few:.2g} times as much as one, 63 {many:.2g} times"
-    yield from _advise_batch(total)
-
-
-def _advise_batch(total):
+def _advice_in_numbers(name: Name, total: Any) -> Iterator[str]:
+    """How many more workers or examples would help, where they would."""
+    if name == "noisy":
+        few, many = (total.gain[m - 1] / total.gain[0] for m in (9, 63))
+        yield f"more workers: 9 gain {few:.2g} times as much as one, 63 {many:.2g} times"
     factor = total.batch_factor[0]
-    if 1 < factor < float("inf"):
+    if name in ("sign_friendly", "noisy", "signs_fail") and 1 < factor < float("inf"):
         yield (
             f"a larger mini-batch: Lemma 3 is sure of the median coordinate at {factor:,.0f} times"
             " this one (a bound: often far fewer do)"
         )
-
-
-def _advise_failing(total, cost):
-    yield "signax.ef_sign_sgd(learning_rate, axis_name=...): error feedback remembers sizes"
-    yield 'signax.ssdm(learning_rate, scale=signax.Scale("linf", "leaf"), axis_name=...)'
-    yield from _advise_batch(total)
-
-
-def _advise_divided(total, cost):
-    yield (
-        'signax.ssdm(learning_rate, scale=signax.Scale("linf", 256, shared=True),'
-        " axis_name=...): scales that all workers share"
-    )
-    yield "or signax.ef_sign_sgd(learning_rate, axis_name=...): a memory of what the signs left out"
-
-
-def _advise_more(total, cost):
-    yield "examine more batches (num_batches), or larger ones"
-
-
-_ADVICE = {
-    "sign_friendly": _advise_good,
-    "noisy": _advise_noisy,
-    "signs_fail": _advise_failing,
-    "heterogeneous": _advise_divided,
-    "not_enough_batches": _advise_more,
-}

@@ -21,7 +21,6 @@ from signax._shards import _whole
 from signax.signs import _sign
 
 Norm = Literal["l2", "linf"]
-Scope = Literal["global", "leaf"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Scale:
     """
 
     norm: Norm = "l2"
-    scope: Scope | int = "global"
+    scope: _sign.Scope | int = "global"
     shared: bool = False
     running: bool = False
     share_every: int | None = None
@@ -78,10 +77,10 @@ class Scale:
         block = _choices.as_integer(self.scope)
         if block is not None and block >= 1:
             object.__setattr__(self, "scope", block)  # of Python: it decides on shapes
-        elif self.scope not in get_args(Scope):
+        elif self.scope not in (words := get_args(_sign.Scope)):
             raise ValueError(
-                f"signax.Scale: unknown scope {self.scope!r}; choose one of {get_args(Scope)}, or a"
-                " number of coordinates that share one R."
+                f"signax.Scale: unknown scope {self.scope!r}; choose one of {words}, or a number of"
+                " coordinates that share one R."
             )
         if self.share_every is not None:
             self._check_share_every()
