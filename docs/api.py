@@ -9,23 +9,27 @@ def page(face: Path) -> str:
     """Returns `api.md`: one section for each room of `signax/__init__.py`."""
     lines = ["# API", "", "Every public name has one import path: `signax.<name>`.", ""]
     for title, names in _rooms(face.read_text()):
-        directives = [f".. autofunction:: signax.{name}" for name in names if not name[0].isupper()]
-        directives += [
-            f".. autoclass:: signax.{name}\n   :members:\n" for name in names if name[0].isupper()
-        ]
-        if directives:
-            lines += [f"## {title}", "", "```{eval-rst}", *directives, "```", ""]
-    directives = [f".. autofunction:: signax.baselines.{name}" for name in _baselines(face)]
+        if names:
+            lines += [f"## {title}", "", *_block("signax", names)]
     lines += ["## `signax.baselines`", "", "What the sign methods are compared with.", ""]
-    return "\n".join([*lines, "```{eval-rst}", *directives, "```", ""])
+    return "\n".join([*lines, *_block("signax.baselines", _baselines(face))])
+
+
+def _block(module: str, names: list[str]) -> list[str]:
+    """Functions first, then the classes."""
+    directives = [f".. autofunction:: {module}.{name}" for name in names if not name[0].isupper()]
+    directives += [
+        f".. autoclass:: {module}.{name}\n   :members:\n" for name in names if name[0].isupper()
+    ]
+    return ["```{eval-rst}", *directives, "```", ""]
 
 
 def _baselines(face: Path) -> list[str]:
-    """The public functions of `signax.baselines`."""
+    """The public names of `signax.baselines`."""
     tree = ast.parse((face.parent / "baselines" / "__init__.py").read_text())
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     names = [alias.name for node in imports for alias in node.names]
-    return sorted(name for name in names if not name[0].isupper())
+    return sorted(names)
 
 
 def _rooms(source: str) -> list[tuple[str, list[str]]]:

@@ -20,6 +20,8 @@ PAGES = sorted(DOCS.glob("*.md"))
 
 def test_the_api_page_has_every_public_name_once():
     page = api.page(Path(signax.__file__))
+    baselines = re.findall(r"signax\.baselines\.(\w+)$", page, re.MULTILINE)
+    assert sorted(baselines) == sorted(signax.baselines.__all__)
     shown = re.findall(r"signax\.(\w+)$", page, re.MULTILINE)
     modules = {"baselines", "diagnostics", "theory"}
     assert sorted(shown) == sorted(set(signax.__all__) - modules)
