@@ -35,7 +35,7 @@ class Rule(NamedTuple):
     num_values: Callable[[int], int]
 
 
-# Traced once for all leaves of a size: a program of two hundred leaves is otherwise long in tracing.
+# Traced once for all leaves of a size: tracing two hundred of them takes seconds.
 _traced_once = functools.partial(jax.jit, static_argnames=("size", "dtype", "num_workers"))
 
 
