@@ -145,8 +145,9 @@ def average_column_means(
                 functools.partial(_answer, slices, _workers.worker_index(axis_name), down_dtype),
                 axis_name,
             )
-            voters = _whole.largest(_server.from_bytes(answers[0, -4:], jnp.int32)[0])
-            means = _server.from_bytes(answers[:, :-4], down_dtype).reshape(-1, 8)
+            answers, voters = _scaled.without_voters(answers)
+            voters = _whole.largest(voters)
+            means = _server.from_bytes(answers, down_dtype).reshape(-1, 8)
             mean = _whole.as_copies(_unpack(means, columns, updates), _whole.shards_of(updates))
             num_absent = _workers.num_workers(axis_name) - voters
             mean = _network.handle_nonfinite(mean, num_absent, on_nonfinite, name)

@@ -76,8 +76,9 @@ def average_scaled_signs(
       server's memory stays. An empty tree passes.
 
     Raises:
-      ValueError: For a `down_dtype` that is not floating; at init (if bidirectional) and update, if
-        an axis is not bound; at update, if the gradients were already summed over the workers.
+      ValueError: For a `down_dtype` that is not floating, has less than 16 bits, or 64 without
+        jax_enable_x64; at init (if bidirectional) and update, if an axis is not bound; at update,
+        if the gradients were already summed over the workers.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
@@ -129,9 +130,10 @@ def average_scaled_signs(
                 functools.partial(answer, slices, worker, residual),
                 axis_name,
             )
-            voters = _whole.largest(_server.from_bytes(answers[0, -4:], jnp.int32)[0])
-            mean = decode(answers[:, :-4], slices, ballot.bits.size, updates)
+            answers, voters = without_voters(answers)
+            mean = decode(answers, slices, ballot.bits.size, updates)
             mean = _whole.as_copies(mean, _whole.shards_of(updates))
+            voters = _whole.largest(voters)
             num_absent = _workers.num_workers(axis_name) - voters
             mean = _network.handle_nonfinite(mean, num_absent, on_nonfinite, name)
             state = state._replace(server_residual=residual)
@@ -198,8 +200,21 @@ def _signed(is_positive, scale):
     return jnp.where(is_positive, scale[:, None], -scale[:, None])
 
 
-def with_voters(*parts):
-    return _contiguous.concatenate([_server.to_bytes(part) for part in parts])
+def with_voters(*parts: jax.Array) -> jax.Array:
+    """What a server answers, and last how many voted: in words as wide as the first part's.
+
+    Means that came as bytes XLA would put together again in a pass that writes all of them.
+    """
+    word = jnp.dtype(f"uint{min(8 * parts[0].dtype.itemsize, 32)}")
+    return _contiguous.concatenate(
+        [jax.lax.bitcast_convert_type(part, word).reshape(-1) for part in parts]
+    )
+
+
+def without_voters(answers: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The inverse of `with_voters` on the rows of all servers: the other parts, and the voters."""
+    size = 4 // answers.dtype.itemsize
+    return answers[:, :-size], _server.from_bytes(answers[0, -size:], jnp.int32)[0]
 
 
 def _decode_means(down_dtype, answers, slices, num_words, updates):
@@ -233,8 +248,18 @@ def _sliced(tree: Any, axis_name: _workers.AxisName | None) -> _slices.Slices:
 
 def require_floating(down_dtype: jax.typing.DTypeLike, name: str) -> None:
     """Raises a `ValueError` for a dtype in which no mean can travel."""
-    if not jnp.issubdtype(down_dtype, jnp.floating):
+    try:
+        dtype = None if down_dtype is None else jnp.dtype(down_dtype)  # NumPy: None is float64
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
         raise ValueError(
-            f"signax.{name}: down_dtype must be a floating dtype, got {down_dtype}. It is what the"
-            ' mean of the workers travels in on its way back: "float32" or "bfloat16".'
+            f"signax.{name}: down_dtype must be a floating dtype of at least 16 bits, got"
+            f" {down_dtype!r}. It is what the mean of the workers travels in on its way back:"
+            ' "float32" or "bfloat16".'
+        )
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"signax.{name}: down_dtype={dtype.name} has 64 bits, which JAX makes 32 of unless"
+            ' jax_enable_x64 is set. The mean is taken in float32, so "float32" is all of it.'
         )

@@ -1,6 +1,7 @@
 """Error memory on workers and servers, the mean of scaled signs, and dense first steps."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -142,6 +143,36 @@ def test_one_bit_up_and_what_was_promised_down_in_two_collectives(make: Callable
     # A slice holds at most two leaves, so the headers are 3 scales and counts: 0.1 % of a slice.
     assert bits["all-to-all"] == pytest.approx(7 / 8, rel=0.01)
     assert bits["all-gather"] == pytest.approx(down * 7 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize("make", [signax.average_scaled_signs, signax.average_column_means])
+@pytest.mark.parametrize("down_dtype", daily(["float32", "bfloat16"], ["bfloat16"]))
+def test_means_come_down_in_words_that_are_not_put_together_from_bytes(make: Any, down_dtype: str):
+    size, tx = 80_000, make(WORKERS, down_dtype=down_dtype)
+    fn = map_workers("shard_map", lambda u: tx.update(u, tx.init(None))[0], 8)
+    text = fn.lower(jax.ShapeDtypeStruct((8, size), jnp.float32)).compile().as_text()
+    shapes = re.findall(r"= u8\[([\d,]*)\]", text)
+    assert max(np.prod([int(n) for n in shape.split(",") if n]) for shape in shapes) <= size
+
+
+@pytest.mark.parametrize(
+    ("down_dtype", "message"),
+    [
+        *((dtype, "of at least 16 bits, got") for dtype in ("foo", None, int, "float8_e4m3fn")),
+        (jnp.float64, "down_dtype=float64 has 64 bits, which JAX makes 32 of"),
+    ],
+)
+def test_a_dtype_in_which_no_mean_can_travel_is_refused(down_dtype: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        signax.average_scaled_signs(WORKERS, down_dtype=down_dtype)
+
+
+def test_with_64_bits_a_mean_may_travel_in_them():
+    with jax.enable_x64(True):
+        tx = signax.average_scaled_signs(WORKERS, down_dtype="float64")
+        said = jnp.array([[1.0, -1.0], [3.0, 3.0]], jnp.float32)
+        mean = map_workers("shard_map", lambda u: tx.update(u, tx.init(u))[0], 2)(said)
+        np.testing.assert_array_equal(mean, [[2.0, 1.0]] * 2)
 
 
 def test_init_of_memory_on_the_servers_needs_the_axis_and_says_so():

@@ -66,8 +66,8 @@ def mean(
         answer,
         axis_name,
     )
-    voters = _server.from_bytes(answers[0, -4:], jnp.int32)[0]
-    means = _server.from_bytes(answers[:, :-4], down_dtype).reshape(-1, 8)[:num_words]
+    answers, voters = _scaled.without_voters(answers)
+    means = _server.from_bytes(answers, down_dtype).reshape(-1, 8)[:num_words]
     return _ballot.unpack([means], like, _cut_leaf), voters
 
 

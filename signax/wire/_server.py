@@ -288,7 +288,11 @@ def to_bytes(array: jax.Array) -> jax.Array:
 
 
 def from_bytes(words: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The inverse of `to_bytes`, row by row: uint8[..., B] -> dtype[..., B / itemsize]."""
-    itemsize = jnp.dtype(dtype).itemsize
-    rows = words.reshape(*words.shape[:-1], words.shape[-1] // itemsize, itemsize)
-    return jax.lax.bitcast_convert_type(rows, dtype)
+    """The inverse of `to_bytes`, row by row: uint8[..., B] -> dtype[..., B / itemsize].
+
+    The words may be wider than bytes, up to the dtype itself.
+    """
+    width = jnp.dtype(dtype).itemsize // words.dtype.itemsize
+    if width > 1:
+        words = words.reshape(*words.shape[:-1], words.shape[-1] // width, width)
+    return jax.lax.bitcast_convert_type(words, dtype)
