@@ -5,7 +5,7 @@ $$ u = \frac{1}{M} \sum_{n=1}^{M} c_n s_n, \qquad s_n \in \{-1, +1\}^d $$
 The scales differ between workers, so this is no count of votes: each server adds up real numbers
 for its slice of the coordinates, always in the order of the workers, so that all mappings round
 alike. What goes down is that mean, or (both ways one bit) its own scaled sign, and what the server
-could not say stays in an error memory of its own:
+could not say, in the dtype of the leaf, stays in an error memory of its own:
 
 $$ v = u + e, \qquad q = c \operatorname{sign} v, \quad c = \operatorname{mean} |v|,
    \qquad e' = v - q. $$
@@ -116,7 +116,8 @@ def average_scaled_signs(
             ballot = _ballot.pack_scaled(updates)
             if bidirectional:
                 coins = _coins.make(state, updates, axis_name)[1]
-                answer = functools.partial(_answer_in_signs, coins)
+                dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(updates)]
+                answer = functools.partial(_answer_in_signs, coins, dtypes)
                 decode = _decode_signs
             else:
                 answer = functools.partial(_answer_in_full, down_dtype)
@@ -148,13 +149,14 @@ def _answer_in_full(dtype, slices, worker, residual, received):
     return with_voters(mean, received.voters), residual
 
 
-def _answer_in_signs(coins, slices, worker, residual, received):
+def _answer_in_signs(coins, dtypes, slices, worker, residual, received):
     """The server's scaled signs; what they leave of its mean is its new residual."""
     leaf = _slices.leaf_of_words(slices, worker)
     is_coordinate = _slices.is_coordinate(slices, worker, leaf)
     v = jnp.where(is_coordinate, _mean(slices, worker, received) + residual, 0.0)
     scales = _mean_magnitudes(v, leaf, jnp.asarray(slices.coordinates, jnp.int32)[worker])
     scales = jnp.where(received.voters > 0, scales, 0.0)
+    scales = _as_applied(scales, dtypes, jnp.asarray(slices.leaf, jnp.int32)[worker])
     coins = coins(slices.num_words, worker * slices.num_words)
     coin = jnp.unpackbits(coins, bitorder="little").reshape(v.shape) == 1
     is_positive = (v > 0) | ((v == 0) & coin)
@@ -193,6 +195,19 @@ def _mean_magnitudes(v, leaf, num_coordinates):
     size = num_coordinates.size
     totals = jax.ops.segment_sum(of_words, leaf, num_segments=size, indices_are_sorted=True)
     return totals / jnp.maximum(num_coordinates, 1).astype(jnp.float32) * unit
+
+
+def _as_applied(scales, dtypes, leaf):
+    """Scales as the workers apply them, rounded to the dtype of each one's leaf: float32[K].
+
+    What a float16 cannot hold is not said, and stays owed.
+    """
+    for dtype in sorted({dtype.name for dtype in dtypes if dtype.itemsize < 4}):
+        is_own = jnp.asarray([other == dtype for other in dtypes])[leaf]
+        largest = jnp.asarray(jnp.finfo(dtype).max, jnp.float32)
+        rounded = jnp.minimum(scales, largest).astype(dtype).astype(jnp.float32)
+        scales = jnp.where(is_own, rounded, scales)
+    return scales
 
 
 def _signed(is_positive, scale):
