@@ -1,11 +1,14 @@
 """Packing, counting and comparing on packed words equal plain arithmetic on coordinates."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import signax
+from signax import _rows
 from signax.wire import _bits, _contiguous
 
 pytestmark = pytest.mark.machine_code
@@ -13,8 +16,8 @@ pytestmark = pytest.mark.machine_code
 RNG = np.random.default_rng(0)
 # Long arrays are packed by rows, and what is left of the last row like a short one; the words of
 # longer ones are copied.
-LONG = [_bits._SMALL - 1, _bits._SMALL, _bits._SMALL + 3 * 8 * _bits._ROW + 13]
-LONG += [8 * _contiguous._SMALL + 3 * 8 * _bits._ROW + 13]
+LONG = [_rows._SMALL - 1, _rows._SMALL, _rows._SMALL + 3 * _rows.ROW + 13]
+LONG += [8 * _contiguous._SMALL + 3 * _rows.ROW + 13]
 
 
 def bits_of(planes, size: int) -> np.ndarray:
@@ -74,6 +77,14 @@ def test_unpacking_planes_is_their_weighted_sum(dtype):
     values = _bits.unpack_planes(planes, (1, 2, 4), 21, dtype)
     assert values.dtype == dtype
     np.testing.assert_array_equal(values.astype(np.float32), bits_of(planes, 21))
+
+
+@pytest.mark.parametrize("noise", ["normal", "uniform"])
+def test_signs_that_are_dear_to_draw_are_drawn_in_the_loop_that_packs_them(noise: Any):
+    size = 100_003  # whole rows and a rest: two readers, for which XLA would write the signs out
+    step = jax.jit(lambda g: _bits.pack_signs(signax.noisy_sign(0, g, 1.0, noise)))
+    compiled = step.lower(jax.ShapeDtypeStruct((size,), jnp.float32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < size
 
 
 def test_a_sum_in_a_small_dtype_is_rounded_once():

@@ -23,6 +23,7 @@ ROOMS = (
     "_workers",
     "_shards",
     "_reductions",
+    "_rows",
     "signs",
     "wire",
     "_coins",

@@ -20,8 +20,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from signax import _choices, _workers
-from signax._shards import _nesting, _whole
+from signax import _choices, _rows, _workers
+from signax._shards import _cut, _nesting, _whole
 from signax.signs import _random, _sign, _stochastic
 
 Noise = Literal["normal", "uniform"]
@@ -150,13 +150,27 @@ def _draw(
 ) -> jax.Array:
     """A sign with mean 2 F(g / b) - 1: erf(g / (b sqrt 2)) for normal noise, g / b for uniform."""
     b = jnp.asarray(noise_scale, jnp.float32)
-    wide = g.reshape(-1).astype(jnp.float32)
+    pieces = [[g.reshape(-1)], [_whole.positions(g, shard)]]
+    if not _cut.is_left_to_the_compiler(g):  # to cut it would gather it
+        pieces = [_rows.cut(whole) for (whole,) in pieces]
+    signs = [_sign_of(words, *piece, b, noise, is_finite) for piece in zip(*pieces, strict=True)]
+    return jnp.concatenate(signs).reshape(g.shape)
+
+
+def _sign_of(
+    words: jax.Array,
+    g: jax.Array,
+    places: jax.Array,
+    b: jax.Array,
+    noise: Noise,
+    is_finite: jax.Array,
+) -> jax.Array:
+    wide = g.astype(jnp.float32)
     ratio = wide / jnp.where(b > 0, b, 1.0)  # without noise not taken, but no NaN either
     mean = jax.lax.erf(ratio * (0.5**0.5)) if noise == "normal" else ratio
-    places = _whole.positions(g, shard)
     drawn = _stochastic.sign_of_mean(words, mean * 2.0**31, places)
     sign = jnp.where(b > 0, drawn, jnp.sign(wide))
-    return jnp.where(is_finite, sign, jnp.nan).reshape(g.shape).astype(g.dtype)
+    return jnp.where(is_finite, sign, jnp.nan).astype(g.dtype)
 
 
 def _require(noise_scale: jax.typing.ArrayLike, noise: Noise, function: str) -> None:

@@ -15,20 +15,14 @@ and packing again would touch every coordinate M times.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from signax import _rows
 from signax.wire import _contiguous
-
-# XLA cuts a loop over words into one piece per thread. If the pieces are unequal the bounds check
-# lands in the innermost loop and keeps it from being vectorised (3 to 10 times slower on CPU), as
-# does padding a last word. So words are made in rows of 64, and what is left is packed apart; below
-# 4096 coordinates the loop stays whole, and a second kernel would cost more than it saves.
-_ROW = 64  # words
-_SMALL = 4096  # coordinates
 
 # Rows counted in one fusion. Above, a scan adds groups of rows: nested fusions of adders would be
 # evaluated again for each of their users, which can be a thousand times slower.
@@ -93,8 +87,7 @@ def pack_signs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def pack_masks(masks: Sequence[jax.Array]) -> jax.Array:
     """Several boolean arrays in one buffer, each of which starts at a word of its own."""
-    codes = [jnp.ravel(mask).astype(jnp.uint8) for mask in masks]
-    return _contiguous.concatenate([piece for x in codes for piece in _pack(x)])
+    return _contiguous.concatenate([piece for mask in masks for piece in _pack(mask, _mask_codes)])
 
 
 def pack_leaves(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +97,7 @@ def pack_leaves(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     share a uint32 while eight coordinates become one word (XLA adds wide ones faster), and a uint16
     until all words lie end to end; then its bytes part.
     """
-    pieces = [piece for leaf in leaves for piece in _pack(_sign_codes(leaf))]
+    pieces = [piece for leaf in leaves for piece in _pack(leaf, _sign_codes)]
     words = _contiguous.concatenate([piece.astype(jnp.uint16) for piece in pieces])
     return words.astype(jnp.uint8), (words >> 8).astype(jnp.uint8)
 
@@ -181,25 +174,29 @@ def compare_planes(planes: Planes, threshold: jax.typing.ArrayLike) -> tuple[jax
 
 def _sign_codes(x: jax.Array) -> jax.Array:
     """Positive in the low byte and negative in the high one, both for NaN and infinity."""
-    x = jnp.ravel(x).astype(np.promote_types(x.dtype, np.float32))  # else each bfloat16 op rounds
+    x = x.astype(np.promote_types(x.dtype, np.float32))  # else each bfloat16 op rounds
     x = x + (x - x)  # an infinity becomes a NaN, for which both comparisons are false
     positive = jnp.where(x <= 0, jnp.uint32(0), jnp.uint32(1))
     return positive + jnp.where(x >= 0, jnp.uint32(0), jnp.uint32(256))
 
 
-def _pack(codes: jax.Array) -> list[jax.Array]:
+def _mask_codes(mask: jax.Array) -> jax.Array:
+    return mask.astype(jnp.uint8)
+
+
+def _pack(x: jax.Array, codes: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
     """Eight codes to a word of their dtype, `sum_j codes[8 w + j] << j`, in one or two pieces.
 
-    No more: what makes the codes, if it is dear, XLA writes out rather than fuse it into each.
+    Cut before they are codes: what makes `x` in the same pieces is fused into each.
     """
-    size = codes.size
-    whole = size - size % (8 * _ROW) if size >= _SMALL else 0
-    words = []
-    if whole:
-        words.append(_join(codes[:whole].reshape(-1, _ROW, 8)).reshape(-1))
-    if whole < size or not size:
-        words.append(_join(jnp.pad(codes[whole:], (0, -size % 8)).reshape(-1, 8)))
-    return words
+    return [_join(_in_words(codes(piece))).reshape(-1) for piece in _rows.cut(jnp.ravel(x))]
+
+
+def _in_words(codes: jax.Array) -> jax.Array:
+    """A row of eight for each word; of whole rows, 64 words to a row."""
+    if codes.size and codes.size % _rows.ROW == 0:
+        return codes.reshape(-1, _rows.ROW // 8, 8)
+    return jnp.pad(codes, (0, -codes.size % 8)).reshape(-1, 8)
 
 
 def _join(codes: jax.Array) -> jax.Array:
