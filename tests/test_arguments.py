@@ -173,17 +173,18 @@ def test_a_scale_is_a_scale_or_a_number(scale: Any):
         signax.ssdm(0.1, scale=scale)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), jnp.array(0.0)])
-def test_a_scale_that_is_not_positive_is_refused_at_construction(scale):
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e39, jnp.array(0.0)])
+def test_a_scale_that_is_not_positive_or_not_finite_is_refused_at_construction(scale):
     with pytest.raises(ValueError, match=r"^signax\.scale_by_stochastic_sign: scale must be pos"):
         signax.scale_by_stochastic_sign(0, axis_name=None, scale=scale)
     with pytest.raises(ValueError, match=r"^signax\.diana: scale must be positive"):
         signax.diana(0.1, scale=scale)
 
 
-def test_r_of_the_stochastic_sign_is_a_number_and_not_negative():
-    with pytest.raises(ValueError, match="scale must not be negative"):
-        signax.stochastic_sign(0, jnp.ones(3), -1.0)
+def test_r_of_the_stochastic_sign_is_a_finite_number_and_not_negative():
+    for scale in (-1.0, np.inf, np.nan, 1e39):
+        with pytest.raises(ValueError, match="scale must be finite in float32 and not negative"):
+            signax.stochastic_sign(0, jnp.ones(3), scale)
     with pytest.raises(TypeError, match="scale must be a number, got 'l2'"):
         signax.stochastic_sign(0, jnp.ones(3), "l2")
 

@@ -156,6 +156,20 @@ def test_silent_workers_are_seen_and_zero_leaves_of_others_are_coins(scale: Any)
         assert np.isnan(out["b"][bad]).all()
 
 
+@pytest.mark.parametrize("scale", [np.inf, np.nan, -1.0, 0.0])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_a_traced_scale_that_can_be_no_r_says_nothing(scale: float, rescale: bool):
+    g = jnp.array([1.0, -2.0, 0.0])
+
+    @jax.jit
+    def say(scale):
+        tx = signax.scale_by_stochastic_sign(0, axis_name=None, scale=scale, rescale=rescale)
+        return tx.update(g, tx.init(g))[0], signax.stochastic_sign(0, g, scale)
+
+    for said in say(scale):
+        np.testing.assert_array_equal(said, np.full(3, 0.0 if scale == 0 else np.nan))
+
+
 def test_a_leafless_or_empty_tree_passes():
     tx = signax.scale_by_stochastic_sign(0, axis_name=None)
     for tree in ({}, {"none": None}, {"a": jnp.zeros((3, 0, 2)), "b": jnp.zeros(0)}):

@@ -113,7 +113,7 @@ class Scales(NamedTuple):
     """The R of one worker's gradient."""
 
     norms: list[Norms]  # all in one, [1] or [leaves]; or in blocks one for each leaf, [blocks]
-    is_finite: jax.Array  # bool[]: whether the gradient is
+    is_finite: jax.Array  # bool[]: whether the gradient is, and a fixed scale can be an R
     largest: jax.Array | None  # float32[number of scales]: the largest so far, if it is kept
 
 
@@ -128,7 +128,8 @@ def find(
     """R for all leaves (`per_leaf`), and whether this worker's gradient is finite."""
     if not isinstance(scale, Scale):
         fixed = normalized(jnp.asarray(scale, jnp.float32)[None])
-        return Scales([fixed], _sign.all_finite(leaves), None)
+        is_finite = _sign.all_finite(leaves) & is_usable(fixed)[0]
+        return Scales([fixed], is_finite, None)
     groups = [leaves] if scale.scope == "global" else [[leaf] for leaf in leaves]
     if shards is not None:
         norms = [_norms_of_shards(leaves, shards, scale)]
@@ -178,6 +179,11 @@ def num_scales(leaves: Sequence[jax.Array], scale: Scale) -> int:
 def value(norm: Norms) -> jax.Array:
     """The norm as a float32, the largest float32 if it is beyond."""
     return jnp.minimum(norm.mantissa * norm.unit, jnp.finfo(jnp.float32).max)
+
+
+def is_usable(norm: Norms) -> jax.Array:
+    """Whether a number can be an R, as a traced one need not: 0 or positive, and finite."""
+    return jnp.isfinite(norm.mantissa) & (norm.mantissa >= 0)
 
 
 def _largest_so_far(

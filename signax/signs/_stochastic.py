@@ -31,6 +31,7 @@ from signax._shards import _nesting, _whole
 from signax.signs import _random, _scales, _sign
 
 _TAG = 0x53544F43  # this link's place in the address of a random word
+_LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_BELOW_1 = 2.0**31 - 128  # the float32 before 2^31
 
 
@@ -58,10 +59,10 @@ def stochastic_sign(
     Returns:
       An array of -1 and +1 with the shape and dtype of `g`. A zero coordinate of a non-zero vector
       is a fair coin. All zeros if `scale` is 0 (so also if `g` is zero or empty), NaN if `g` holds
-      a NaN or an infinity.
+      a NaN or an infinity, or a traced `scale` is negative or not finite.
 
     Raises:
-      ValueError: If `scale` is negative.
+      ValueError: If `scale` is negative or not finite in float32.
       TypeError: If `scale` is no number, or `g` not of a floating dtype of at least 16 bits.
 
     Example:
@@ -76,17 +77,17 @@ def stochastic_sign(
     _sign.require_real(g, "stochastic_sign")
     if scale is not None:
         _choices.require_number(scale, "stochastic_sign", "scale")
-        if not isinstance(scale, Tracer) and np.less(scale, 0):
+        if not isinstance(scale, Tracer) and not 0 <= np.asarray(scale) <= _LARGEST:
             raise ValueError(
-                f"signax.stochastic_sign: scale must not be negative, got {scale}. It is R, in the"
-                " units of g; where it is 0 the signs are 0."
+                "signax.stochastic_sign: scale must be finite in float32 and not negative, got"
+                f" {scale}. It is R, in the units of g; where it is 0 the signs are 0."
             )
     norm = (
         _scales.norm_of([g], "l2")
         if scale is None
         else _scales.normalized(jnp.asarray(scale, jnp.float32))
     )
-    is_finite = jnp.isfinite(norm.mantissa)
+    is_finite = _scales.is_usable(norm)
     if scale is not None:
         is_finite &= _sign.all_finite(g)
     return _draw(_random.key_words(key), g, _factors(norm), None, is_finite, norm.mantissa > 0)
@@ -122,12 +123,13 @@ def scale_by_stochastic_sign(
       whose R is 0) in the dtype and shape of the gradient. A zero coordinate, also of a leaf that
       is all zero, is a fair coin. Where every R is 0, as for a tree that is all zero with a scale
       of its own, the result is zero; with a NaN or an infinity in the tree it is NaN everywhere.
-      Both abstain in the vote. An all-zero tree under a shared or fixed R > 0 gives fair coins, as
+      Both abstain in the vote, and so does every worker under a fixed scale that is traced and
+      negative or not finite. An all-zero tree under a shared or fixed R > 0 gives fair coins, as
       its mean of zero asks.
 
     Raises:
-      ValueError: If the scale is not positive, or one for each block with `rescale`; at update, if
-        an axis is not bound or the gradients were already summed over the workers.
+      ValueError: If the scale is not positive and finite, or one for each block with `rescale`; at
+        update, if an axis is not bound or the gradients were already summed over the workers.
       TypeError: If `scale` is neither a `Scale` nor a number; at update, if a leaf is not of a
         floating dtype of at least 16 bits.
 
@@ -176,8 +178,12 @@ def require_scale(scale: _scales.Scale | float, function: str, rescale: bool = F
             f" scale=signax.Scale({'' if scale is None else repr(scale)})."
         )
     _choices.require_number(scale, function, "scale")
-    if not isinstance(scale, Tracer) and not scale > 0:
-        raise ValueError(f"signax.{function}: scale must be positive, got {scale}.")
+    if not isinstance(scale, Tracer) and not 0 < scale <= _LARGEST:
+        raise ValueError(
+            f"signax.{function}: scale must be positive, and finite in float32, got {scale}. It is"
+            " R, in the units of the gradient: a sign's mean is g / R, of which an infinite one"
+            " leaves nothing."
+        )
 
 
 def init_state(
