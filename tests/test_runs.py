@@ -205,6 +205,26 @@ def test_a_damaged_file_is_named(name: str, text: str, capsys: pytest.CaptureFix
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("earlier", [[], [10]])
+def test_a_damaged_checkpoint_is_named_with_what_one_can_go_on_from(
+    earlier: list[int], capsys: pytest.CaptureFixture
+):
+    for step in earlier:
+        shutil.copytree("run/checkpoints/25", f"run/checkpoints/{step}")
+    Path("run/checkpoints/25/default/manifest.ocdbt").write_bytes(b"")
+    assert cli.main([*RESUME, "--config.num_workers=4"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "signax: error: the checkpoint run/checkpoints/25 cannot be read: it is"
+    )
+    assert error.count("\n") == 1
+    if earlier:
+        assert "Delete run/checkpoints/25 to go on from the one before, of step 10" in error
+    else:
+        assert "There is no earlier one: start the run again with --overwrite" in error
+
+
 def test_two_runs_never_write_in_one_folder(run: Path, capsys: pytest.CaptureFixture):
     with contextlib.closing(Workdir(run, {}, 4, resume=False, overwrite=True)):
         assert cli.main(["train", *SHORT, "--workdir=run", "--overwrite"]) == 2
