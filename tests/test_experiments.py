@@ -112,8 +112,9 @@ def test_a_reader_who_has_seen_enough_ends_a_command_quietly():
 
 @thorough
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, always full, is of Linux")
-def test_a_full_disk_is_said_in_one_line():
-    command = [sys.executable, "-m", "signax.experiments.cli", "train", "--help"]
+@pytest.mark.parametrize("name", ["train", "figures"])  # absl's flags, and argparse's
+def test_a_full_disk_is_said_in_one_line(name: str):
+    command = [sys.executable, "-m", "signax.experiments.cli", name, "--help"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 1

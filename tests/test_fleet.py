@@ -1,7 +1,10 @@
 """A fleet of small processes that train nothing: their lines, and who is to blame for the end."""
 
+import errno
 import sys
 import time
+from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -46,6 +49,18 @@ def test_the_one_to_blame_is_named_and_the_rest_are_stopped(
     assert time.monotonic() - start < 60  # not the sleeper's 600
     assert end.rank == rank
     assert how in end.how
+
+
+def test_a_fleet_whose_lines_cannot_be_written_ends_as_ever_and_then_says_so(tmp_path: Path):
+    def full(rank: int, line: str, to: IO[str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    code = (
+        f"print('a\\n' * 100_000); open({str(tmp_path / 'done')!r}, 'w')"  # more than a pipe holds
+    )
+    with pytest.raises(OSError, match="No space left"):
+        fleet.run([[sys.executable, "-S", "-c", code]], [{}], full)
+    assert (tmp_path / "done").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says who is stopped")

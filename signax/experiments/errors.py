@@ -3,7 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class OneLineError(Exception):
@@ -26,6 +26,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. `{self.prog} --help` lists the flags.")
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints it; argparse's own hides that it cannot be written."""
+        print(self.format_help(), end="", file=file)
 
 
 class DriftError(OneLineError):

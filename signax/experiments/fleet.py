@@ -42,16 +42,24 @@ def run(
       commands: one for each process.
       environments: what each process gets besides this one's environment.
       write: called with each line that a process prints.
+
+    Raises:
+      OSError: what the processes printed could not be written, such as on a full disk. They have
+        ended as they would have: a run is worth more than its lines.
     """
+    unwritten: list[OSError] = []
     with contextlib.ExitStack() as stack:
         started: list[subprocess.Popen] = []
         signals = stack.enter_context(_signals_passed_on(started))
         for rank, (command, environment) in enumerate(zip(commands, environments, strict=True)):
             process = processes.start(command, environment, subprocess.PIPE)
-            stack.enter_context(_relayed(process, rank, write))
+            stack.enter_context(_relayed(process, rank, write, unwritten))
             stack.callback(processes.kill, process)
             started.append(process)
-        return _wait(started, signals)
+        end = _wait(started, signals)
+    if unwritten and end.rank is None:
+        raise unwritten[0]
+    return end
 
 
 def meeting_environment(rank: int, num: int, address: str) -> dict[str, str]:
@@ -141,14 +149,21 @@ def _signals_passed_on(started: Sequence[subprocess.Popen]) -> Iterator[list[int
 
 
 @contextlib.contextmanager
-def _relayed(process: subprocess.Popen, rank: int, write: Write) -> Iterator[None]:
-    """Passes on what the process prints, to its last line."""
+def _relayed(
+    process: subprocess.Popen, rank: int, write: Write, unwritten: list[OSError]
+) -> Iterator[None]:
+    """Passes on what the process prints, to its last line, as far as it can be written."""
 
     def relay(output: IO[str], to: IO[str]) -> None:
         with output:
             for line in output:
                 if line.strip() and not line.startswith(_NOISE):
-                    write(rank, line, to)
+                    try:
+                        write(rank, line, to)
+                    except BrokenPipeError:  # `signax launch ... | head`: nobody reads on
+                        pass
+                    except OSError as error:  # reading on: the process would wait for a reader
+                        unwritten.append(error)
 
     pipes = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
     threads = [threading.Thread(target=relay, args=pipe, daemon=True) for pipe in pipes]

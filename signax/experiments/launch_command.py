@@ -5,7 +5,6 @@ run (1 where a signal did).
 """
 
 import argparse
-import contextlib
 import os
 import shlex
 import sys
@@ -75,8 +74,7 @@ def _run(num: int, command: Sequence[str], environment: dict[str, str]) -> fleet
 
 
 def _write(rank: int, line: str, to: IO[str]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # `signax launch ... | head`: nobody reads on
-        print(f"[{rank}] {line.rstrip()}", file=to, flush=True)
+    print(f"[{rank}] {line.rstrip()}", file=to, flush=True)
 
 
 def _going_on(command: Sequence[str], is_other_number: bool) -> list[str]:
