@@ -1,5 +1,6 @@
 """A mistake on the command line is one line that says what to write instead, and status 2."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,42 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     assert not Path("runs").exists(), "a mistake leaves nothing behind"
 
 
-def test_a_work_directory_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture):
+FOLDERS = {
+    "file": "cannot write in the work directory file: it is a file. Pass another",
+    "file/run": "cannot write in the work directory file/run: Not a directory. Pass another",
+    "": "--workdir= names no folder",
+}
+WRITERS = {
+    "train": ["train"],
+    "doctor": ["doctor", "--problem=counterexample"],
+    "figures": ["figures", "1"],
+    "bench": ["bench", "--parts=bits"],
+    "bench with processes": ["bench", "--processes=2"],
+    "bench with a mesh": ["bench", "--mesh=2x2"],
+    "a race": ["bench", "--to_accuracy", "--target=90"],
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_computed(
+    command: str, folder: str, capsys: pytest.CaptureFixture
+):
     Path("file").touch()
-    assert cli.main(["train", "--workdir=file/run"]) == 2
-    assert "cannot write in the work directory file/run: Not a directory" in capsys.readouterr().err
+    assert cli.main([*WRITERS[command], f"--workdir={folder}"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert FOLDERS[folder] in error
+
+
+@pytest.mark.parametrize("command", [["doctor", "--problem=counterexample"], ["figures", "1"]])
+def test_a_folder_without_the_right_to_write_is_one_line(
+    command: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    assert cli.main([*command, "--workdir=run"]) == 2
+    assert "cannot write in the work directory run: Permission denied" in capsys.readouterr().err
 
 
 @thorough

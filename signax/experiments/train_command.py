@@ -19,6 +19,7 @@ from signax.experiments.compare_command import comparison
 from signax.experiments.config_flag import parse_flags
 from signax.experiments.default_config import Config, get_config
 from signax.experiments.errors import UsageError
+from signax.experiments.folder import named
 from signax.experiments.launch_command import LAUNCHED_AT
 from signax.experiments.report import report
 from signax.experiments.train import train
@@ -75,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--resume continues a run and --overwrite throws it away: choose one.")
     if flag["change_num_workers"] and not (flag["resume"] or flag["resume_or_start"]):
         raise UsageError("--change_num_workers changes a run that goes on: add --resume.")
-    folder = Path(flag["workdir"] or Path("runs") / chosen.name)
+    default = Path("runs") / chosen.name
+    folder = default if flag["workdir"] is None else named(flag["workdir"])
     runs = _one_per_seed(chosen.config, folder, flag["seeds"])
     timeout: Any = flag_values["heartbeat_timeout"].value
     return cluster.run_joined(_meeting(flag_values), timeout, lambda: _train(runs, flag, argv))

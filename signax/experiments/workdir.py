@@ -17,6 +17,7 @@ from signax.experiments import cluster
 from signax.experiments.agreement import flat
 from signax.experiments.default_config import get_config
 from signax.experiments.errors import UsageError
+from signax.experiments.folder import unwritable
 
 Row = dict[str, float]
 
@@ -88,10 +89,7 @@ class Workdir:
             self.close()
             raise
         except OSError as error:
-            reason = error.strerror or error
-            raise UsageError(
-                f"cannot write in the work directory {self.path}: {reason}."
-            ) from error
+            raise unwritable(self.path, error) from error
 
     def _require_shared(self) -> None:
         """All processes must see what the first one has made."""

@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from signax.experiments import processes
@@ -19,6 +18,7 @@ from signax.experiments.bench.settings import (
     quick,
 )
 from signax.experiments.errors import Parser, UsageError
+from signax.experiments.folder import named
 
 _DESCRIPTION = """\
 What sign methods cost here: ratios measured in turns within one run, medians with their spread.
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--processes", type=_count, help="local processes, joined by gloo")
     add("--bandwidth", type=parse_bandwidth, help="of each process's link: 100mbit, 1gbit")
     add("--mesh", type=parse_mesh, help="HOSTSxDEVICES: memory and bits of a model cut inside")
-    add("--workdir", type=Path, help="where to write; default: runs/bench")
+    add("--workdir", type=named, help="where to write; default: runs/bench")
     add("--to_accuracy", action="store_true", help="another benchmark, with its own --help")
     add("--quick", action="store_true", help="the smallest of everything")
     return parser

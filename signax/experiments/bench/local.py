@@ -8,6 +8,7 @@ from typing import IO
 from signax.experiments import fleet, processes
 from signax.experiments.bench import network
 from signax.experiments.errors import UsageError
+from signax.experiments.folder import make_folder
 
 
 def run(command: Sequence[str], num: int, bandwidth: int | None, logs: Path) -> int:
@@ -15,7 +16,7 @@ def run(command: Sequence[str], num: int, bandwidth: int | None, logs: Path) -> 
 
     The first process's output is shown, the others' is written to `logs`/process-N.log.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    make_folder(logs)
     paths = [logs / f"process-{rank}.log" for rank in range(num)]
     with contextlib.ExitStack() as stack:
         if bandwidth is None:

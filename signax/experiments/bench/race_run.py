@@ -13,6 +13,7 @@ from signax.experiments.bench.race_settings import LOOPBACK, Race
 from signax.experiments.bench.run import without
 from signax.experiments.bench.settings import parse_bandwidth
 from signax.experiments.errors import UsageError
+from signax.experiments.folder import make_folder
 
 _OF_THE_PARENT = ("--bandwidths", "--workdir", "--share")
 
@@ -30,6 +31,7 @@ def run(settings: Race, argv: Sequence[str]) -> int:
             "--to_accuracy starts its own processes on one machine: run it without a launcher."
         )
     has_dense_phase = {run: _has_dense_phase(settings, run) for run in settings.runs}
+    make_folder(settings.workdir)
     outcomes: list[dict[str, Any]] = []
     status = 0
     for name in settings.bandwidths:
@@ -65,14 +67,10 @@ def _at(settings: Race, name: str, steps: dict[str, int | None], argv: Sequence[
     if not steps:
         return 0
     share = folder / "share.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for run in steps:
-            (folder / f"{run or 'run'}.json").unlink(missing_ok=True)
-        share.write_text(json.dumps({"network": name, "runs": steps}) + "\n")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"cannot write in the work directory {folder}: {reason}.") from error
+    make_folder(folder)
+    for run in steps:
+        (folder / f"{run or 'run'}.json").unlink(missing_ok=True)
+    share.write_text(json.dumps({"network": name, "runs": steps}) + "\n")
     flags = [*without(argv, *_OF_THE_PARENT), f"--share={share}"]
     bandwidth = None if name == LOOPBACK else parse_bandwidth(name)
     return local.run(processes.python("bench", *flags), settings.processes, bandwidth, folder)

@@ -15,6 +15,7 @@ from signax.experiments.bench.settings import parse_bandwidth
 from signax.experiments.config_flag import parse_flags
 from signax.experiments.default_config import Config
 from signax.experiments.errors import Parser, UsageError
+from signax.experiments.folder import named
 
 LOOPBACK = "loopback"
 _DESCRIPTION = """\
@@ -148,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--timed_steps", type=int, help="at all bandwidths but the first; default: 20")
     add("--full", action="store_true", default=None, help="train at every bandwidth")
     add("--resume", action="store_true", default=None, help="keep what WORKDIR has of this already")
-    add("--workdir", type=Path, help="where to write; default: runs/to_accuracy")
+    add("--workdir", type=named, help="where to write; default: runs/to_accuracy")
     add("--quick", action="store_true", default=None, help="the smallest of everything")
     add("--share", type=Path, help=argparse.SUPPRESS)
     return parser

@@ -17,7 +17,7 @@ from signax.experiments import cluster, processes, workers
 from signax.experiments.bench import bits, chart, hosts, kernels, local, report, steps
 from signax.experiments.bench.settings import Settings
 from signax.experiments.bench.timing import Group, measure
-from signax.experiments.errors import UsageError
+from signax.experiments.folder import make_folder, unwritable
 
 _MOST_CPU_WORKERS = 8  # of the table of bits
 _CPU_WORKERS = 4  # of the steps
@@ -26,6 +26,7 @@ _CPU_WORKERS = 4  # of the steps
 def run(settings: Settings, argv: Sequence[str]) -> int:
     """Measures what was asked for, prints it, writes JSON and PNG; returns the exit status."""
     steps.require_known(settings.only)
+    make_folder(settings.workdir)
     if meeting := cluster.meeting_of():
         return cluster.run_joined(
             meeting, cluster.HEARTBEAT_TIMEOUT, lambda: _measure(settings, ("steps",))
@@ -176,7 +177,6 @@ def _say(line: str) -> None:
 
 def _write(workdir: Path, content: dict[str, Any]) -> None:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "bench.json").write_text(json.dumps(content, indent=2) + "\n")
         where = content["machine"]
         title = f"signax {content['signax']} on {where['device']}, {where['cpu_count']} cores, "
@@ -184,8 +184,7 @@ def _write(workdir: Path, content: dict[str, Any]) -> None:
         if "groups" in content:
             chart.draw(content["groups"], content["bits"], title, workdir / "bench.png")
     except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"cannot write in the work directory {workdir}: {reason}.") from error
+        raise unwritable(workdir, error) from error
     names = "{bench.json, bench.png}" if "groups" in content else "bench.json"
     print(f"\nwritten to {workdir}{os.sep}{names}", flush=True)
 

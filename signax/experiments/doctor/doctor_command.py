@@ -11,6 +11,7 @@ from signax.experiments.bench.settings import parse_bandwidth
 from signax.experiments.config_flag import parse_flags
 from signax.experiments.default_config import get_config
 from signax.experiments.errors import UsageError, unknown_name
+from signax.experiments.folder import make_folder, named
 
 _HELP = """usage: signax doctor [--config=FILE.py] [--config.FIELD=VALUE ...] [flags]
        signax doctor --problem=rosenbrock|counterexample [flags]
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         f",steps={flag['steps']}" if flag["steps"] else ""
     )
     subject = _subject(chosen, argv, flag, name)
-    folder = _folder(Path(flag["workdir"] or Path("runs") / "doctor" / name))
+    default = Path("runs") / "doctor" / name
+    folder = make_folder(default if flag["workdir"] is None else named(flag["workdir"]))
     report = subject.examine(flag["batches"], bandwidth)
     _write(report, subject.name, folder)
     print(f"{report}\n\nwritten to {folder}/{{report.txt, report.json, report.png}}")
@@ -84,14 +86,6 @@ def _subject(chosen: Any, argv: Sequence[str], flag: Any, name: str) -> Any:
             " --config."
         )
     return PROBLEMS[flag["problem"]]()
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write in the work directory {path}: {error.strerror}.") from error
-    return path
 
 
 def _write(report: Any, name: str, folder: Path) -> None:

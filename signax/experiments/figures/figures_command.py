@@ -13,6 +13,7 @@ from typing import Any
 
 from signax.experiments.errors import Parser, UsageError, unknown_name
 from signax.experiments.figures.table import FIGURES
+from signax.experiments.folder import make_folder, named
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
             raise unknown_name("figure", name, (*FIGURES, "all"))
     if own:
         _enter(own, flags.names)
+    make_folder(flags.workdir)
     _make_all(flags) if "all" in flags.names else [_make(n, flags) for n in flags.names]
     return 0
 
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add: Any = parser.add_argument
     add("names", nargs="*", metavar="NAME", default=["all"], help="default: all")
     add("--quick", action="store_true", help="small versions: whether it runs, not what is true")
-    add("--workdir", type=Path, default=Path("runs/figures"), help="default: runs/figures")
+    add("--workdir", type=named, default=Path("runs/figures"), help="default: runs/figures")
     return parser
 
 

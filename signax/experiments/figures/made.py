@@ -30,7 +30,6 @@ class Made(NamedTuple):
 
 def write(made: Made, stem: str, workdir: Path) -> list[Path]:
     """Writes `STEM.png` and a CSV for each table; returns the paths."""
-    workdir.mkdir(parents=True, exist_ok=True)
     paths = [workdir / f"{stem}.png"]
     made.figure.savefig(paths[0], dpi=150)
     for ending, columns in made.tables.items():
