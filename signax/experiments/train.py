@@ -31,8 +31,7 @@ from signax.experiments.interrupt import interruptible
 from signax.experiments.optimizers import learning_rate_of, ties_of
 from signax.experiments.workdir import Row, Workdir
 from signax.experiments.workers import make_cpu_devices
-
-DENSE_BITS = 2 * 32  # an all-reduce of float32: everything goes out twice, times (M - 1) / M
+from signax.wire._cost import dense_bits
 
 
 class Result(NamedTuple):
@@ -254,7 +253,7 @@ class _Run:
             test_score=float(self.score(self.state.params, experiment.test)),
             seconds=self.rows[-1]["seconds"] if self.rows else 0.0,
             bits_per_coordinate=self.compressed_step.bits_per_coordinate / config.local_steps,
-            dense_bits_per_coordinate=DENSE_BITS * (num_workers - 1) / num_workers,
+            dense_bits_per_coordinate=dense_bits(num_workers),
             megabytes_sent=self._megabytes(),
         )
 

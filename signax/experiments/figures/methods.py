@@ -41,6 +41,7 @@ from signax.experiments.figures.mnist_runs import (
     loss,
 )
 from signax.experiments.partition import split_examples
+from signax.wire._cost import dense_bits
 
 _BATCH_SIZE = 16
 _KINDS = dict.fromkeys(contender.kind for contender in CONTENDERS.values())
@@ -159,7 +160,7 @@ def _bits(tx: Any, num_workers: int) -> float:
 
 def _megabytes(name: str, num_steps: int, bits: float, num_workers: int) -> float:
     num_dense = min(num_steps, DENSE_STEPS.get(name, 0))
-    dense = num_dense * 64 * (num_workers - 1) / num_workers
+    dense = num_dense * dense_bits(num_workers)
     return (dense + (num_steps - num_dense) * bits) * NUM_COORDINATES / 8e6
 
 
