@@ -83,6 +83,7 @@ def test_sizes_and_parts_are_lists():
         (["--parts=kernel"], "kernels, bits, steps"),
         (["--processes=1"], "leave it out"),
         (["--rounds=0"], "at least 1"),
+        (["--parameters=10"], "too few for --leaves=195"),
         (["--rounds=many"], "--rounds"),
         (["--speed"], "--help"),
         (["--only=gossip"], "majority"),

@@ -47,7 +47,12 @@ def test_a_launchers_environment_says_whether_a_process_is_alone(
             "2 processes are numbered 0 to 1",
         ),
         (["train", "--resume_or_start", "--overwrite"], "choose one"),
-        (["launch", "-n", "2"], "say what to launch"),
+        (["launch", "-n", "2"], "say what: signax launch -n 2 -- train"),
+        (
+            ["launch", "-n", "2", "train"],
+            "stand before what is launched: signax launch -n 2 -- train",
+        ),
+        (["launch", "-n", "2", "--", "doctor"], "'doctor' cannot be launched, only train can"),
         (["launch", "-n", "0", "--", "train"], "-n=0: at least 1"),
         (["launch", "--", "train"], "-n"),
         (["launch", "-n", "2", "--restart", "--", "train"], "--help"),

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 from daily import thorough
@@ -23,6 +24,15 @@ MISTAKES = {
     "a field in a group": (["train", "--config.optimizer.bet=0"], "'config.optimizer.beta'?"),
     "a field outside its group": (["train", "--config.beta=0"], "'config.optimizer.beta'?"),
     "a value's type": (["train", "--config.batch_size=big"], "config.batch_size=big"),
+    "a whole number": (["train", "--config.batch_size=1e3"], "write a whole number, or leave it"),
+    "None": (["train", "--config.num_workers=None"], "write a whole number, or leave it out"),
+    "a number": (["train", "--config.optimizer.beta="], "write a number, or leave it out"),
+    "a switch": (["train", "--resume=maybe"], "--resume=maybe: write true or false"),
+    "a group": (["train", "--config.optimizer=ssdm"], "is a group of fields"),
+    "no field": (["train", "--config.=3"], "unknown field 'config.'"),
+    "a file of flags": (["train", "--flagfile=nowhere"], "Unable to open flagfile"),
+    "an empty problem": (["doctor", "--problem="], "--problem= names no problem"),
+    "an empty bandwidth": (["doctor", "--bandwidth="], "write a rate such as 100mbit"),
     "a config file": (["train", f"--config={CONFIGS}/digit.py"], "digits.py?"),
     "a run of a page": (["train", f"--config={CONFIGS}/digits.py:signun"], "'signum'?"),
     "an optimizer": (["train", "--config.optimizer.name=sgd"], "'dense_sgd' or "),
@@ -42,7 +52,8 @@ MISTAKES = {
         ["train", *ONE_BIT_ADAM, "--config.optimizer.freeze_steps=600"],
         "freeze_steps=600 of config.num_steps=600 leaves nothing to compress",
     ),
-    "no steps of a table": (["weights", "--num_steps=0"], "unexpected argument '--num_steps=0'"),
+    "no steps of a table": (["weights", "--num_steps=0"], "--num_steps=0: at least 1"),
+    "a number of steps": (["weights", "--num_steps=1e3"], "invalid int value: '1e3'"),
     "no workers": (["train", "--config.num_workers=0"], "at least one worker"),
     "more workers than devices": (["train", "--config.num_workers=9"], "9 workers need 9 devices"),
     "missing data": (
@@ -50,6 +61,7 @@ MISTAKES = {
         "nowhere holds no train-images-idx3-ubyte.gz",
     ),
     "a seed": (["train", "--seeds=0,x"], "--seeds=0,x: seeds are whole numbers"),
+    "no seed": (["train", "--seeds="], "--seeds=: seeds are whole numbers"),
     "a seed twice": (["train", "--seeds=1,1"], "--seeds=1,1: seeds are whole numbers, each once"),
     "two wishes": (["train", "--resume", "--overwrite"], "choose one"),
     "nothing to resume": (["train", "--resume"], "holds no run to resume"),
@@ -62,6 +74,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     mistake: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    jax.devices()  # once JAX has started, in any test, it keeps the devices that it has
     argv, hint = MISTAKES[mistake]
     assert cli.main(argv) == 2
     out, err = capsys.readouterr()
@@ -134,3 +147,9 @@ def test_a_misspelt_field_in_a_config_file_is_an_error(capsys: pytest.CaptureFix
     )
     assert cli.main(["train", "--config=mine.py"]) == 2
     assert 'Did you mean "batch_size"' in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_named_with_how_to_have_it_written_again(capsys: pytest.CaptureFixture):
+    Path("result.json").write_text("{")
+    assert cli.main(["compare", "."]) == 2
+    assert "result.json is not JSON: remove it, and go on with --resume" in capsys.readouterr().err

@@ -87,7 +87,13 @@ def _read(folder: Path) -> dict[str, Any]:
         result = json.loads((folder / "result.json").read_text())
     except OSError as error:
         raise UsageError(
-            f"{folder} holds no result.json: it is no run of `signax train`."
+            f"{folder} holds no result.json: it is no run of `signax train`, or one that has not"
+            " come to an end."
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"{folder / 'result.json'} is not JSON: remove it, and go on with --resume to have it"
+            " written again."
         ) from error
     if not result["is_finished"]:
         raise UsageError(f"the run in {folder} is not finished: continue it with --resume.")

@@ -38,12 +38,12 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> ChosenCon
     path, _, run = chosen.partition(":")
     config = _load(Path(path), run) if path else default_config.get_config()
     _check_overrides(argv, field_names(config))
-    # Not DEFINE_config_file: it loads the file by `load_module`, which Python is about to drop.
-    config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
     try:
+        # Not DEFINE_config_file: it loads the file by `load_module`, which Python is about to drop.
+        config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
         _, *rest = flag_values(["signax", *argv])
     except (flags.Error, TypeError, ValueError) as error:
-        raise UsageError(str(error).replace(" ?", "?")) from error
+        raise UsageError(_in_plain_words(str(error))) from error
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value.")
     overrides = config_flags.get_override_values(flag_values["config"])
@@ -97,11 +97,31 @@ def _load(path: Path, run: str) -> Config:
     return config.lock()
 
 
+def _in_plain_words(message: str) -> str:
+    """An error of absl's flags in the words of a command line, not of Python."""
+    for pattern, words in _PLAIN.items():
+        message = re.sub(pattern, words, message)
+    return message
+
+
+_PLAIN = {
+    r" \?": "?",
+    r"invalid literal for int\(\).*": "write a whole number, or leave it out for the default.",
+    r"could not convert string to float.*": "write a number, or leave it out for the default.",
+    r"\('Non-boolean argument to boolean flag', .*\)": "write true or false.",
+}
+
+
 def _check_overrides(argv: Sequence[str], fields: Iterable[str]) -> None:
     known = {f"config.{field}" for field in fields}
     for argument in argv:
-        override = re.match(r"--?(no)?(config\.[^=]+)", argument)
+        override = re.match(r"--?(no)?(config\.[^=]*)", argument)
         if override and override[2] not in known:
+            inside = sorted(field for field in known if field.startswith(f"{override[2]}."))
+            if inside:
+                raise UsageError(
+                    f"{override[2]} is a group of fields: set one of them, such as {inside[0]}."
+                )
             leaf = override[2].rpartition(".")[-1]
             in_other_group = [field for field in known if field.rpartition(".")[-1] == leaf]
             raise unknown_name("field", override[2], in_other_group or known)

@@ -104,10 +104,15 @@ def _parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
     add("-n", type=int, required=True, metavar="N", help="how many processes")
     add("--restarts", type=int, default=0, metavar="K", help="how often to start again; default: 0")
     add("--restart_with", type=int, metavar="N", help="processes of a restart; default: as many")
+    if "--" not in argv and "train" in argv:
+        at = argv.index("train")
+        divided = shlex.join(["signax", "launch", *argv[:at], "--", *argv[at:]])
+        raise UsageError(f"-- must stand before what is launched: {divided}")
     split = [*argv, "--"].index("--")
     flags, command = parser.parse_args(argv[:split]), [*argv[split + 1 :]]
     if command[:1] != ["train"]:
-        raise UsageError("say what to launch: signax launch -n 4 -- train --config=FILE.py.")
+        what = f"{command[0]!r} cannot be launched, only train can" if command else "say what"
+        raise UsageError(f"{what}: signax launch -n {flags.n} -- train --config=FILE.py.")
     for name, least in (("n", 1), ("restarts", 0), ("restart_with", 1)):
         value = getattr(flags, name)
         if value is not None and value < least:

@@ -150,7 +150,7 @@ def _define_flags() -> flags.FlagValues:
         flags.DEFINE_bool(name, False, name, flag_values=flag_values)
     flags.DEFINE_enum("change_num_workers", None, ["mean", "zero"], "how", flag_values=flag_values)
     flags.DEFINE_integer("check_sync_every", 100, "steps", lower_bound=0, flag_values=flag_values)
-    flags.DEFINE_list("seeds", [], "one run for each seed", flag_values=flag_values)
+    flags.DEFINE_list("seeds", None, "one run for each seed", flag_values=flag_values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT", flag_values=flag_values)
     flags.DEFINE_integer("num_processes", None, "N", lower_bound=1, flag_values=flag_values)
     flags.DEFINE_integer("process_id", None, "I", lower_bound=0, flag_values=flag_values)
@@ -162,11 +162,19 @@ def _define_flags() -> flags.FlagValues:
     return flag_values
 
 
-def _one_per_seed(config: Config, folder: Path, seeds: Sequence[str]) -> list[tuple[Config, Path]]:
-    if not seeds:
+def _one_per_seed(
+    config: Config, folder: Path, seeds: Sequence[str] | None
+) -> list[tuple[Config, Path]]:
+    if seeds is None:
         return [(config, folder)]
-    if not all(seed.isdecimal() for seed in seeds) or len({*map(int, seeds)}) < len(seeds):
-        raise UsageError(f"--seeds={','.join(seeds)}: seeds are whole numbers, each once.")
+    if (
+        not seeds
+        or not all(seed.isdecimal() for seed in seeds)
+        or len({*map(int, seeds)}) < len(seeds)
+    ):
+        raise UsageError(
+            f"--seeds={','.join(seeds)}: seeds are whole numbers, each once, such as --seeds=0,1,2."
+        )
     runs = []
     for seed in map(int, seeds):
         copy = config.copy_and_resolve_references()

@@ -9,7 +9,7 @@ as 4 / (k + 80), but for one column, where it stays: which methods come to rest 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,11 @@ import numpy as np
 import optax
 
 import signax
-from signax.experiments.errors import UsageError
+from signax.experiments.errors import Parser, UsageError
 
-_HELP = """usage: signax weights [--num_steps=3000]
-
-Run every method on quadratics of workers that differ, with full gradients, and print where each
-ends as a table in Markdown."""
+_DESCRIPTION = """\
+Runs every method on quadratics of workers that differ, with full gradients, and prints where each
+ends as a table in Markdown, after a minute or more."""
 
 _AXIS = "workers"
 _SHARED = signax.Scale("linf", "leaf", shared=True)
@@ -68,15 +67,15 @@ class Row(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Prints the table and returns the exit status."""
-    if {"-h", "--help", "-help"} & {*argv}:
-        print(_HELP)
-        return 0
-    num_steps = 3000
-    for argument in argv:
-        name, _, value = argument.partition("=")
-        if name.lstrip("-") != "num_steps" or not value.isdecimal() or not int(value):
-            raise UsageError(f"unexpected argument {argument!r}: {_HELP.splitlines()[0]}.")
-        num_steps = int(value)
+    parser = Parser(prog="signax weights", description=_DESCRIPTION, allow_abbrev=False)
+    add: Any = parser.add_argument
+    add("--num_steps", type=int, default=3000, metavar="N", help="of each method; default: 3000")
+    try:
+        num_steps = parser.parse_args(argv).num_steps
+    except SystemExit as ended:  # --help
+        return int(ended.code or 0)
+    if num_steps < 1:
+        raise UsageError(f"--num_steps={num_steps}: at least 1.")
     print(table([row(method, num_steps) for method in METHODS]))
     return 0
 

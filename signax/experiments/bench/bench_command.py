@@ -67,7 +67,18 @@ def parse(argv: Sequence[str]) -> Settings:
     settings = Settings(workers=given.get("workers"))
     if given.get("quick"):
         settings = quick(settings)
-    return dataclasses.replace(settings, **given)
+    settings = dataclasses.replace(settings, **given)
+    # Small leaves have 1 / (50.5 leaves) of the coordinates: see `model.tree`.
+    if (
+        "steps" in settings.parts
+        and not settings.mesh
+        and settings.parameters < 51 * settings.leaves
+    ):
+        raise UsageError(
+            f"--parameters={settings.parameters}: too few for --leaves={settings.leaves}, of which"
+            f" half are small: at least {51 * settings.leaves:,}."
+        )
+    return settings
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -44,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
     flag_values = _define_flags()
     chosen = parse_flags(flag_values, argv)
     flag: Any = {name: flag_values[name].value for name in _FLAGS}
-    bandwidth = parse_bandwidth(flag["bandwidth"]) if flag["bandwidth"] else None
+    if flag["problem"] == "":
+        raise UsageError("--problem= names no problem: write --problem=NAME, or leave it out.")
+    bandwidth = parse_bandwidth(flag["bandwidth"]) if flag["bandwidth"] is not None else None
     name = flag["problem"] or f"{chosen.name}" + (
         f",steps={flag['steps']}" if flag["steps"] else ""
     )
