@@ -153,3 +153,14 @@ def test_a_damaged_result_is_named_with_how_to_have_it_written_again(capsys: pyt
     Path("result.json").write_text("{")
     assert cli.main(["compare", "."]) == 2
     assert "result.json is not JSON: remove it, and go on with --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("\nx = (", "line 2"), ("x = 1", "mine.py defines no get_config()")]
+)
+def test_a_config_file_that_is_none_says_what_it_lacks(
+    text: str, hint: str, capsys: pytest.CaptureFixture
+):
+    Path("mine.py").write_text(text)
+    assert cli.main(["train", "--config=mine.py"]) == 2
+    assert hint in capsys.readouterr().err

@@ -19,6 +19,8 @@ from signax.experiments import default_config
 from signax.experiments.default_config import Config
 from signax.experiments.errors import UsageError, unknown_name
 
+_PAGE = "signax/experiments/default_config.py"
+
 
 class ChosenConfig(NamedTuple):
     """A config and the name under which its run is kept."""
@@ -82,6 +84,8 @@ def _load(path: Path, run: str) -> Config:
         raise UsageError(f"there is no config file {path}.{hint}")
     try:
         page = runpy.run_path(str(path))
+        if "get_config" not in page:
+            raise UsageError(f"config file {path} defines no get_config(): see {_PAGE}.")
         if run and "RUNS" in page and run not in page["RUNS"]:
             raise unknown_name(f"run of {path}", run, page["RUNS"])
         config = page["get_config"](*filter(None, [run]))
@@ -89,6 +93,8 @@ def _load(path: Path, run: str) -> Config:
         raise
     except Exception as error:  # anything may go wrong in a file that somebody is writing
         message = error.args[0] if error.args else ""
+        if isinstance(error, SyntaxError):
+            message = error  # with its line
         raise UsageError(f"config file {path}: {type(error).__name__}: {message}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(
