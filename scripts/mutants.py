@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The tests of each module, those that fail soonest first.
 TESTS = {
+    "signax/_alike.py": "alike votes",
     "signax/_reductions.py": "reductions sign scales leaving_signs",
     "signax/_rows.py": "bits votes",
     "signax/signs/_sign.py": "sign columns stochastic votes workers_types arguments leaving_signs"

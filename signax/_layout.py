@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from signax import _mesh, _specs, _workers
+from signax import _choices, _mesh, _specs, _workers
 from signax._shards import _cut, _given
 
 
@@ -64,6 +64,7 @@ def state_specs(
 
     Raises:
       ValueError: If the update differs between workers, because the chain has no network link.
+      TypeError: If `tx` is no transformation.
 
     Example:
       >>> params = jnp.zeros(3)
@@ -71,6 +72,7 @@ def state_specs(
       >>> print(specs[0].ema == jax.P("workers"), specs[0].count == jax.P())
       True True
     """
+    _choices.require_transformation(tx, "state_specs(tx, params, mesh)")
     layout = infer_layout(tx, params, mesh, None, axis_names, param_specs)
     return _specs.of_workers(layout.specs, layout.axes) if workers_only else layout.specs
 
@@ -100,12 +102,14 @@ def init_opt_state(
 
     Raises:
       ValueError: If the update differs between workers, because the chain has no network link.
+      TypeError: If `tx` is no transformation.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
       >>> signax.init_opt_state(tx, jnp.zeros(3), 8)[0].ema.shape
       (8, 3)
     """
+    _choices.require_transformation(tx, "init_opt_state(tx, params, mesh)")
     layout = infer_layout(tx, params, mesh, state_specs, axis_names, param_specs)
     specs = layout.specs
 
@@ -188,7 +192,7 @@ def _varying_after_update(tx, params, state, varying, mesh, workers):
         )
         if jax.tree.structure(new) != treedef:
             raise ValueError(
-                "the state of this transformation changes its structure at update: from"
+                "signax: the state of this transformation changes its structure at update: from"
                 f" {treedef} to {jax.tree.structure(new)}. jit and checkpoints need one structure."
             )
         found.append([_workers.varying_axes(x) for x in jax.tree.leaves(new)])
@@ -206,14 +210,14 @@ def _varying_after_update(tx, params, state, varying, mesh, workers):
 
 
 _UNSAFE_WRAPPER = (
-    "the layout of this transformation's state cannot be read from its types: a wrapper around the"
-    " network link branches (jax.lax.cond) between what is each worker's own and what is the same"
-    " on all, or hands the link constants. optax.apply_if_finite decides on one worker's gradient,"
-    " so workers would wait for each other for ever: workers with non-finite gradients abstain"
-    " anyway, and signax.skip_together skips a step for all. In place of optax.MultiSteps write"
-    " signax.make_train_step(..., accumulate_steps=k); in place of masking, signax.freeze. A branch"
-    " that every worker takes alike (on the step count) can run with state_specs=... and"
-    " check_vma=False."
+    "signax: the layout of this transformation's state cannot be read from its types: a wrapper"
+    " around the network link branches (jax.lax.cond) between what is each worker's own and what"
+    " is the same on all, or hands the link constants. optax.apply_if_finite decides on one"
+    " worker's gradient, so workers would wait for each other for ever: workers with non-finite"
+    " gradients abstain anyway, and signax.skip_together skips a step for all. In place of"
+    " optax.MultiSteps write signax.make_train_step(..., accumulate_steps=k); in place of"
+    " masking, signax.freeze. A branch that every worker takes alike (on the step count) can run"
+    " with state_specs=... and check_vma=False."
 )
 
 
@@ -230,12 +234,13 @@ def _require_replicated(updates: Any) -> None:
     for path, axes in jax.tree_util.tree_leaves_with_path(updates, is_leaf=is_axes):
         if axes:
             raise ValueError(
-                "the update of this transformation differs between the workers (leaf"
+                "signax: the update of this transformation differs between the workers (leaf"
                 f" {jax.tree_util.keystr(path) or '(the whole tree)'}, over {sorted(axes)}), so"
                 " their parameters would drift apart. The chain needs a network link over these"
                 " axes, such as signax.majority_vote(axis_name), and every leaf must go through it:"
-                " optax.masked around a link lets the other leaves' local gradients pass (to freeze"
-                " them use signax.freeze)."
+                " optax.masked around a link lets the other leaves' local gradients pass. To freeze"
+                " leaves use signax.freeze; the zeros that optax.set_to_zero makes of them are each"
+                " worker's own."
             )
 
 

@@ -43,10 +43,10 @@ def require_same_batch(batch: Any) -> None:
     where = _where_they_differ(batch)
     if where is not None:
         raise ValueError(
-            f"the batch leaf {where or '(the whole batch)'} is not the same on all processes, and"
-            f" of its rows each of the {jax.process_count()} would use only its own part: JAX takes"
-            " an array that one process holds alone for the whole batch. Make one array of the"
-            " rows of all processes:"
+            f"signax: the batch leaf {where or '(the whole batch)'} is not the same on all"
+            f" processes, and of its rows each of the {jax.process_count()} would use only its own"
+            " part: JAX takes an array that one process holds alone for the whole batch. Make one"
+            " array of the rows of all processes:"
             " jax.make_array_from_process_local_data(NamedSharding(mesh, P(axis_name)), rows)."
         )
 

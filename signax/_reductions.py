@@ -37,7 +37,7 @@ def in_lanes(arrays: Sequence[jax.Array]) -> tuple[list[list[jax.Array]], jax.Ar
         size = x.size // _NUM_LANES
         lanes.append([x[i * size : (i + 1) * size] for i in range(_NUM_LANES)])
         rest.append(x[_NUM_LANES * size :])
-    return lanes, jnp.concatenate(rest) if rest else jnp.zeros(0, jnp.float32)
+    return lanes, jnp.concatenate([*rest, jnp.zeros(0, arrays[0].dtype if arrays else jnp.float32)])
 
 
 def largest(arrays: Sequence[jax.Array]) -> jax.Array:

@@ -23,7 +23,7 @@ def abstract_train_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     *,
-    saved_on: Mapping[str, int],
+    saved_on: Mapping[str, int] | int,
     model_state: Any = None,
     key: jax.Array | None = None,
     axis_names: tuple[str, ...] | None = None,
@@ -41,7 +41,8 @@ def abstract_train_state(
       params: The parameters, or a tree of `jax.ShapeDtypeStruct`.
       tx: The optimizer of the run.
       mesh: The mesh to restore on.
-      saved_on: The axes of the mesh that wrote the checkpoint and their sizes, `old_mesh.shape`.
+      saved_on: The axes of the mesh that wrote the checkpoint and their sizes, `old_mesh.shape`; or
+        the number of its workers, if they are all of the mesh.
       model_state: What was given to `init_train_state`, or its shapes.
       key: A PRNG key like the one in the state.
       axis_names: The workers' axes, the same on both meshes; None is all of them.
@@ -54,7 +55,7 @@ def abstract_train_state(
 
     Raises:
       ValueError: If the chain has no network link, or a parameter cannot be cut so on either mesh.
-      TypeError: If `tx` is no transformation.
+      TypeError: If `tx` is no transformation, or `saved_on` neither sizes of axes nor a number.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
@@ -67,8 +68,9 @@ def abstract_train_state(
     axes = _mesh.require_axes(axis_names, mesh)
     cut = _given.cut_of(params, mesh, axes, param_specs)
     specs = None if cut is None else _cut.specs_of(cut, params)
-    types = (AxisType.Auto,) * len(saved_on)
-    old = AbstractMesh(tuple(saved_on.values()), tuple(saved_on), axis_types=types)
+    sizes = _sizes(saved_on, mesh)
+    types = (AxisType.Auto,) * len(sizes)
+    old = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
     layout = _layout.infer_layout(tx, params, old, None, axes, specs)
 
     def rows(spec, leaf):
@@ -88,6 +90,19 @@ def abstract_train_state(
             lambda x, spec: _placed(x.shape, x.dtype, spec, mesh), params, specs
         )
     return TrainState(step, placed_params, opt_state, everywhere(model_state), everywhere(key))
+
+
+def _sizes(saved_on: Any, mesh: Mesh) -> Mapping[str, int]:
+    number = _choices.as_integer(saved_on)
+    if number is not None and len(mesh.axis_names) == 1:
+        return {mesh.axis_names[0]: number}
+    if not isinstance(saved_on, Mapping):
+        axes = ", ".join(f"{axis!r}: ..." for axis in mesh.axis_names)
+        raise TypeError(
+            "signax.abstract_train_state: saved_on must hold the axes of the mesh that wrote the"
+            f" checkpoint and their sizes, old_mesh.shape or {{{axes}}}, got {saved_on!r}."
+        )
+    return saved_on
 
 
 def _placed(shape: Any, dtype: Any, spec: PartitionSpec, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -77,8 +77,9 @@ def average_scaled_signs(
 
     Raises:
       ValueError: For a `down_dtype` that is not floating, has less than 16 bits, or 64 without
-        jax_enable_x64; at init (if bidirectional) and update, if an axis is not bound; at update,
-        if the gradients were already summed over the workers.
+        jax_enable_x64, or an unknown `on_nonfinite`; at init (if bidirectional) and update, if an
+        axis is not bound; at update, if the gradients were already summed over the workers.
+      FloatingPointError: At update with on_nonfinite="error", for a NaN or an infinity.
       TypeError: If a leaf is not of a floating dtype of at least 16 bits.
 
     Example:
@@ -205,7 +206,9 @@ def _as_applied(scales, dtypes, leaf):
     for dtype in sorted({dtype.name for dtype in dtypes if dtype.itemsize < 4}):
         is_own = jnp.asarray([other == dtype for other in dtypes])[leaf]
         largest = jnp.asarray(jnp.finfo(dtype).max, jnp.float32)
-        rounded = jnp.minimum(scales, largest).astype(dtype).astype(jnp.float32)
+        # The barrier keeps XLA from leaving out both conversions, as excess precision allows it to.
+        rounded = jax.lax.optimization_barrier(jnp.minimum(scales, largest).astype(dtype))
+        rounded = rounded.astype(jnp.float32)
         scales = jnp.where(is_own, rounded, scales)
     return scales
 

@@ -24,7 +24,7 @@ def require_divisible(
             if local_steps > 1:
                 parts += f" x local_steps={local_steps}"
             raise ValueError(
-                f"the batch leaf {jax.tree_util.keystr(path) or '(the whole batch)'} has"
+                f"signax: the batch leaf {jax.tree_util.keystr(path) or '(the whole batch)'} has"
                 f" {'no leading axis' if size is None else f'{size} rows'}, which {parts} cannot"
                 " share equally. The leading axis is the global batch: drop or pad the last rows."
             )
@@ -34,11 +34,11 @@ def require_steps(tx: Any, accumulate_steps: int, local_steps: int) -> None:
     """Refuses numbers of steps that mean nothing, and local steps without an optimizer for them."""
     for name, number in {"accumulate_steps": accumulate_steps, "local_steps": local_steps}.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name}={number!r}: must be an integer, 1 or more.")
+            raise ValueError(f"signax: {name}={number!r}: must be an integer, 1 or more.")
     if local_steps > 1 and not isinstance(tx, _local_updates.LocalUpdates):
         raise ValueError(
-            f"local_steps={local_steps} needs an optimizer for the steps that a worker takes alone"
-            " beside the one for what is exchanged after them: make both with"
+            f"signax: local_steps={local_steps} needs an optimizer for the steps that a worker"
+            " takes alone beside the one for what is exchanged after them: make both with"
             " signax.local_updates(inner, outer), such as signax.local_updates(optax.sgd(0.1),"
             " signax.sign_sgd(0.01, axis_name=...)), and put no other wrapper around it."
         )
@@ -47,7 +47,7 @@ def require_steps(tx: Any, accumulate_steps: int, local_steps: int) -> None:
 def require_train_state(state: Any) -> None:
     if not isinstance(state, _worker_step.TrainState):
         raise TypeError(
-            f"the step was given a {type(state).__name__} as its state; it takes the"
+            f"signax: the step was given a {type(state).__name__} as its state; it takes the"
             " signax.TrainState of signax.init_train_state. A checkpoint that is restored without a"
             " target comes back as plain dicts and lists, in which the optimizer cannot tell its"
             " memories apart. Give the restore a target: in Orbax,"
@@ -71,7 +71,7 @@ def require_stacked(opt_state: Any, layout: _layout.Layout, mesh: Any) -> None:
     expected, specs = layout.state, layout.specs
     if jax.tree.structure(opt_state) != jax.tree.structure(expected):
         raise ValueError(
-            "the optimizer state does not belong to this optimizer: it has the structure"
+            "signax: the optimizer state does not belong to this optimizer: it has the structure"
             f" {jax.tree.structure(opt_state)}, and the optimizer's is"
             f" {jax.tree.structure(expected)}. Make it with signax.init_train_state (or"
             " signax.init_opt_state) and the same tx."
@@ -86,7 +86,10 @@ def require_stacked(opt_state: Any, layout: _layout.Layout, mesh: Any) -> None:
         shape = want.shape if num_rows is None else (num_rows, *want.shape)
         if jnp.shape(leaf) == shape:
             continue
-        where = f"the optimizer state at {jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}"
+        where = (
+            f"signax: the optimizer state at {jax.tree_util.keystr(path)} has shape"
+            f" {jnp.shape(leaf)}"
+        )
         if num_rows is not None and jnp.shape(leaf) == want.shape:
             raise ValueError(
                 f"{where}: one copy, where each of the {num_rows} workers needs its own (shape"

@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from signax import _called_step, _layout, _mesh, _processes, _specs, _step_inputs, _written_last
+from signax import (
+    _called_step,
+    _choices,
+    _layout,
+    _mesh,
+    _processes,
+    _specs,
+    _step_inputs,
+    _written_last,
+)
 from signax._shards import _cut, _given
 from signax._worker_step import Step, TrainState, make_worker_step
 from signax.wire import _server
@@ -58,12 +67,14 @@ def init_train_state(
       ValueError: If the chain has no network link, a parameter is cut over the workers' axes,
         `mesh` is neither a mesh nor a number of at least 1, or the processes of a multi-process
         mesh do not pass the same numbers.
+      TypeError: If `tx` is no transformation.
 
     Example:
       >>> tx = signax.signum(0.1, axis_name="workers")
       >>> signax.init_train_state(jnp.zeros(3), tx, 8).opt_state[0].ema.shape
       (8, 3)
     """
+    _choices.require_transformation(tx, "init_train_state(params, tx, mesh)")
     mesh = _mesh.as_mesh(mesh, axis_name)
     step = jnp.zeros((), jnp.int32)
     keys = jax.random.key(key) if isinstance(key, int) else key
@@ -137,7 +148,7 @@ def make_train_step(
         `init_opt_state`, its M is not the mesh's, or `loss_fn` returns anything else than the above
         or a loss that it averaged over the workers; on the first call, if processes pass different
         arrays of their own as the batch.
-      TypeError: If `mesh` is a number.
+      TypeError: If `mesh` is a number, or `tx` no transformation.
       RuntimeError: When called with a state that was given to a step before.
 
     Example:
@@ -149,6 +160,7 @@ def make_train_step(
       >>> print(state.params, metrics["loss"])
       0.5 5.0
     """
+    _choices.require_transformation(tx, "make_train_step(loss_fn, tx, mesh)")
     _step_inputs.require_steps(tx, accumulate_steps, local_steps)
     _mesh.require_devices(mesh)
     axes = _mesh.require_axes(axis_names, mesh)
@@ -224,7 +236,7 @@ def simulate_train_step(
     Raises:
       ValueError: As for `make_train_step`, or if M is not at least 1. (Here JAX does not type what
         differs between workers: an averaged loss passes, and its gradient is each worker's own.)
-      TypeError: If `num_workers` is a mesh.
+      TypeError: If `num_workers` is a mesh, or `tx` no transformation.
       RuntimeError: As for `make_train_step`.
 
     Example:
@@ -235,6 +247,7 @@ def simulate_train_step(
       >>> print(state.params)
       0.5
     """
+    _choices.require_transformation(tx, "simulate_train_step(loss_fn, tx, num_workers)")
     _step_inputs.require_steps(tx, accumulate_steps, local_steps)
     if isinstance(num_workers, Mesh):
         raise TypeError(

@@ -67,9 +67,9 @@ def _require_own_loss(loss: Any, axis_name: _workers.AxisName) -> None:
     if missing:
         axis = ", ".join(sorted(map(repr, missing)))
         raise ValueError(
-            f"the loss is the same on every worker of the axis {axis}: loss_fn averages it there"
-            " (lax.pmean or psum), so each worker's gradient would be divided by their number."
-            " Return the worker's own loss; the step reports the mean over the workers as"
+            f"signax: the loss is the same on every worker of the axis {axis}: loss_fn averages it"
+            " there (lax.pmean or psum), so each worker's gradient would be divided by their"
+            " number. Return the worker's own loss; the step reports the mean over the workers as"
             ' metrics["loss"].'
         )
 
@@ -238,9 +238,10 @@ def _require_alike(path: Any, leaf: jax.Array) -> None:
     if _workers.varying_axes(leaf):
         axes = ", ".join(sorted(map(str, _workers.varying_axes(leaf))))
         raise ValueError(
-            f"loss_fn returns a model_state whose leaf {jax.tree_util.keystr(path)} ({leaf.dtype})"
-            f" differs between the workers over {axes}: only float leaves are averaged."
-            " Return the same number on all workers, such as a count of steps, or a float."
+            f"signax: loss_fn returns a model_state whose leaf {jax.tree_util.keystr(path)}"
+            f" ({leaf.dtype}) differs between the workers over {axes}: only float leaves are"
+            " averaged. Return the same number on all workers, such as a count of steps, or a"
+            " float."
         )
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import signax
-from signax import _choices
 
 UNKNOWN = {
     "ties": lambda: signax.majority_vote(None, ties="coin"),
@@ -137,7 +136,23 @@ def test_an_integer_of_numpy_or_jax_is_an_integer(two: Any):
 @pytest.mark.parametrize(
     ("call", "swapped"),
     [
-        ("init_opt_state(tx, params, mesh)", None),
+        (
+            "init_opt_state(tx, params, mesh)",
+            lambda tx, params: signax.init_opt_state(params, tx, 2),
+        ),
+        ("state_specs(tx, params, mesh)", lambda tx, params: signax.state_specs(params, tx, 2)),
+        (
+            "init_train_state(params, tx, mesh)",
+            lambda tx, params: signax.init_train_state(tx, params, 2),
+        ),
+        (
+            "make_train_step(loss_fn, tx, mesh)",
+            lambda tx, params: signax.make_train_step(tx, params, signax.make_worker_mesh(1)),
+        ),
+        (
+            "simulate_train_step(loss_fn, tx, num_workers)",
+            lambda tx, params: signax.simulate_train_step(tx, params, 2),
+        ),
         (
             "abstract_train_state(params, tx, mesh, saved_on=...)",
             lambda tx, params: signax.abstract_train_state(
@@ -151,13 +166,12 @@ def test_an_integer_of_numpy_or_jax_is_an_integer(two: Any):
     ],
 )
 def test_parameters_in_the_place_of_the_optimizer_are_refused_with_the_right_call(
-    call: str, swapped: Callable | None
+    call: str, swapped: Callable
 ):
     tx, params = signax.sign_sgd(0.1), {"w": jnp.ones(2)}
     message = f"signax.{call.split('(')[0]}: tx must be an Optax transformation, got a dict. Write"
     with pytest.raises(TypeError, match=re.escape(f"{message} signax.{call}.")):
-        _choices.require_transformation(params, call) if swapped is None else swapped(tx, params)
-    _choices.require_transformation(tx, call)
+        swapped(tx, params)
 
 
 def test_which_leaves_are_dense_is_no_number_of_a_program():

@@ -160,5 +160,5 @@ def test_the_table_of_weights_says_who_follows_them(capsys: pytest.CaptureFixtur
     assert len({line.count("|") for line in lines}) == 1
     assert weights_command.main(["--help"]) == 0
     assert "signax weights" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="unexpected argument '--steps=3'"):
+    with pytest.raises(UsageError, match="unrecognized arguments: --steps=3"):
         weights_command.main(["--steps=3"])

@@ -46,7 +46,6 @@ WITH_WORDS = {
     for module in (signax, signax.baselines)
     for name, f in inspect.getmembers(module, inspect.isroutine)
     if (taken := [word for word in WORDS if word in inspect.signature(f).parameters])
-    and name != "average_scaled_signs"
 }
 
 

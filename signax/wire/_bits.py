@@ -69,13 +69,13 @@ def unpack_bits(words: jax.typing.ArrayLike, size: int) -> jax.Array:
     words, size = jnp.asarray(words), operator.index(size)
     if words.dtype != jnp.uint8 or words.ndim != 1:
         raise TypeError(
-            f"unpack_bits: words must be a uint8 vector, as pack_bits returns it, got {words.dtype}"
-            f"{list(words.shape)}. To unpack rows of words use jax.vmap."
+            f"signax.unpack_bits: words must be a uint8 vector, as pack_bits returns it, got"
+            f" {words.dtype}{list(words.shape)}. To unpack rows of words use jax.vmap."
         )
     if not 0 <= size <= 8 * words.size:
         raise ValueError(
-            f"unpack_bits: {words.size} words hold {8 * words.size} coordinates, but size={size}. "
-            "Pass the size of the array that was packed."
+            f"signax.unpack_bits: {words.size} words hold {8 * words.size} coordinates, but"
+            f" size={size}. Pass the size of the array that was packed."
         )
     return jnp.unpackbits(words, count=size, bitorder="little").astype(bool)
 
