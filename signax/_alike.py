@@ -48,7 +48,8 @@ def _pieces(arrays: Sequence[jax.Array], start: jax.Array, size: int) -> list[ja
 
 def _in_memory(number: int, zero: jax.Array) -> jax.Array:
     # Two numbers that are neither equal nor a sequence, which XLA would see through.
-    return _pieces([jnp.array([number, ~number], jnp.int32)], zero, 1)[0][0]
+    pair = jnp.array([number, ~number], jnp.int32)
+    return jax.lax.dynamic_index_in_dim(pair, zero, keepdims=False, allow_negative_indices=False)
 
 
 @jax.custom_batching.custom_vmap
@@ -60,4 +61,5 @@ def _zero(seed: jax.Array) -> jax.Array:
 def _zero_of_rows(num_rows: int, is_batched: Sequence[bool], seeds: jax.Array):
     """One for all rows: slices that begin elsewhere in each row would be gathered."""
     del num_rows
-    return _zero(seeds.reshape(-1)[0] if is_batched[0] else seeds), False
+    (is_one_each,) = is_batched
+    return _zero(seeds.reshape(-1)[0] if is_one_each else seeds), False

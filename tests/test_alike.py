@@ -13,7 +13,7 @@ import signax
 from signax import _alike
 from workers import Mapped
 
-SIZES = (3, 5, 3, 0, 3, 0, 1)
+SIZES = (3, 5, 3, 0, 3, 0, 1, 2)
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**31 - 1, -(2**31)])
@@ -30,6 +30,13 @@ def test_each_worker_cuts_its_own_array_with_a_seed_of_its_own(mapped: Mapped):
     pieces = mapped(lambda x, seed: _alike.cut([x], SIZES, seed), rows, seeds)
     for (found,), expected in zip(pieces, np.split(rows, np.cumsum(SIZES), axis=1), strict=False):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_only_pieces_of_a_size_that_comes_again_are_cut_at_a_number_in_memory():
+    program = jax.make_jaxpr(lambda x, seed: _alike.cut([x], SIZES, seed))(jnp.ones(20), 1)
+    cuts = [str(equation.primitive) for equation in program.eqns]
+    assert cuts.count("slice") == 3, "of 5, 1 and 2"
+    assert cuts.count("dynamic_slice") == 5
 
 
 def loops(tx: optax.GradientTransformation, num_leaves: int) -> int:
