@@ -24,7 +24,7 @@ _EARLIER = (
 
 
 class CalledStep:
-    """`step(state, batch)`, jitted and donating its state; otherwise like a jitted function.
+    """`step(state, batch)`, jitted and donating its state; like a jitted function it has `lower`.
 
     Args:
       step: The step to be jitted.
