@@ -46,6 +46,7 @@ TESTS = {
     "signax/signs/_stochastic.py": "stochastic stochastic_link ssdm workers_types arguments"
     " leaving_signs types",
     "signax/signs/_noisy.py": "leaving_signs workers_types arguments optimizers types",
+    "signax/signs/_norms.py": "scales stochastic leaving_signs sharded_links",
     "signax/signs/_scales.py": "scales leaving_signs stochastic stochastic_link workers_types"
     " arguments types sharded_links sharded",
     "signax/wire/_ballot.py": "votes feedback",

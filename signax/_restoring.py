@@ -94,7 +94,7 @@ def abstract_train_state(
 
 def _sizes(saved_on: Any, mesh: Mesh) -> Mapping[str, int]:
     number = _choices.as_integer(saved_on)
-    if number is not None and len(mesh.axis_names) == 1:
+    if number is not None and number > 0 and len(mesh.axis_names) == 1:
         return {mesh.axis_names[0]: number}
     if not isinstance(saved_on, Mapping):
         axes = ", ".join(f"{axis!r}: ..." for axis in mesh.axis_names)

@@ -16,11 +16,15 @@ from workers import Mapped
 SIZES = (3, 5, 3, 0, 3, 0, 1, 2)
 
 
+def cut_by_numpy(x: jax.Array) -> list[np.ndarray]:
+    return np.split(np.asarray(x), np.cumsum(SIZES), axis=1)[:-1]  # but for what is left over
+
+
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**31 - 1, -(2**31)])
 def test_pieces_are_cut_one_after_the_other_whatever_the_seed(seed: int):
     x = jnp.arange(40.0).reshape(2, 20)
     pieces = jax.jit(lambda x, seed: _alike.cut([x, 2 * x], SIZES, seed))(x, jnp.int32(seed))
-    for found, expected in zip(pieces, np.split(x, np.cumsum(SIZES), axis=1), strict=False):
+    for found, expected in zip(pieces, cut_by_numpy(x), strict=True):
         np.testing.assert_array_equal(found[0], expected)
         np.testing.assert_array_equal(found[1], 2 * expected)
 
@@ -28,7 +32,7 @@ def test_pieces_are_cut_one_after_the_other_whatever_the_seed(seed: int):
 def test_each_worker_cuts_its_own_array_with_a_seed_of_its_own(mapped: Mapped):
     rows, seeds = jnp.arange(80.0).reshape(4, 20), jnp.arange(4) - 1
     pieces = mapped(lambda x, seed: _alike.cut([x], SIZES, seed), rows, seeds)
-    for (found,), expected in zip(pieces, np.split(rows, np.cumsum(SIZES), axis=1), strict=False):
+    for (found,), expected in zip(pieces, cut_by_numpy(rows), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -62,4 +66,4 @@ def without_names(computation: str) -> str:
 def test_twice_as_many_leaves_of_one_size_have_no_more_loops(make: Callable):
     """Neither for their momentum and norm nor for their draws, words, values or steps."""
     tx = make(0.1, axis_name=None)
-    assert loops(tx, 20) <= loops(tx, 10)
+    assert 1 < loops(tx, 20) <= loops(tx, 10)

@@ -14,7 +14,7 @@ import signax
 from cut_model import HOSTS, SPECS, mesh_of, targets
 from daily import daily
 from one_worker_step import temporary_share
-from signax.signs import _scales
+from signax.signs import _norms
 
 pytestmark = pytest.mark.machine_code
 
@@ -24,7 +24,7 @@ NORMS = ("l2", "linf")
 TOLERANCE = (8 + 4 + 130) / 2 * 2.0**-24
 
 
-jitted_norm_of = jax.jit(_scales.norm_of, static_argnums=1)
+jitted_norm_of = jax.jit(_norms.norm_of, static_argnums=1)
 
 
 def norm_of(leaves: list[Any], norm: Any) -> float:
@@ -99,7 +99,7 @@ def test_one_bad_coordinate_anywhere_makes_the_norm_no_number(bad: float, norm: 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_norm_of_nothing_but_zeros_is_zero(norm: Any):
     for leaves in ([jnp.zeros(0)], [jnp.zeros(3), jnp.zeros((2, 40))]):
-        assert _scales.norm_of(leaves, norm).mantissa == 0
+        assert _norms.norm_of(leaves, norm).mantissa == 0
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -109,7 +109,7 @@ def test_a_leaf_that_the_compiler_cuts_stays_cut(norm: Any):
     g = np.random.default_rng(2).normal(size=(8, 125)).astype(np.float32) * np.float32(1e30)
     with jax.set_mesh(mesh):
         placed = jax.device_put(g, NamedSharding(mesh, P("model")))
-        compiled = jax.jit(lambda g: _scales.norm_of([g, -2 * g], norm)).lower(placed).compile()
+        compiled = jax.jit(lambda g: _norms.norm_of([g, -2 * g], norm)).lower(placed).compile()
         found = compiled(placed)
     # Sums of 1,000 squares in an order that is XLA's: at most as many roundings.
     expected = pytest.approx(in_numpy([g, -2 * g], norm), rel=1000 * 2.0**-24)

@@ -11,7 +11,7 @@ from signax import _choices, _network
 from signax._optimizers import _steps
 from signax._workers import AxisName
 from signax.baselines import _quantized, _rounded
-from signax.signs import _scales
+from signax.signs import _norms
 
 
 def bfloat16_sgd(
@@ -66,7 +66,7 @@ def qsgd(
     momentum: float | None = None,
     *,
     axis_name: AxisName | None = None,
-    norm: _scales.Norm = "l2",
+    norm: _norms.Norm = "l2",
     down_dtype: jax.typing.DTypeLike = "float32",
     key: jax.typing.ArrayLike = 0,
     on_nonfinite: _network.OnNonfinite = "abstain",

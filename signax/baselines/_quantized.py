@@ -19,7 +19,7 @@ import optax
 
 from signax import _choices, _network, _scaled, _workers
 from signax.baselines import _exchange, _link
-from signax.signs import _random, _scales
+from signax.signs import _norms, _random
 from signax.wire import _bits
 
 _TAG = 0x51534744  # this link's place in the address of a random word
@@ -29,7 +29,7 @@ def average_quantized(
     axis_name: _workers.AxisName | None,
     *,
     levels: int = 7,
-    norm: _scales.Norm = "l2",
+    norm: _norms.Norm = "l2",
     down_dtype: jax.typing.DTypeLike = "float32",
     key: jax.typing.ArrayLike = 0,
     on_nonfinite: _network.OnNonfinite = "abstain",
@@ -79,20 +79,18 @@ def average_quantized(
     _link.require_positive_integer(levels, name, "levels", "It is s: 1 is TernGrad's, 7 is 4 bits.")
     if levels > 127:
         raise ValueError(f"signax.{name}: levels must be at most 127 (8 bits), got {levels}.")
-    _choices.require(norm, _scales.Norm, name, "norm")
+    _choices.require(norm, _norms.Norm, name, "norm")
     _scaled.require_floating(down_dtype, name)
     num_bits = int(2 * levels).bit_length()
 
     def exchange(updates, is_voting, state):
-        paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(updates)
+        leaves = jax.tree.leaves(updates)
         words = _random.link_words(state.key, _TAG, state.count, _workers.worker_index(axis_name))
-        words = _random.leaf_words(words, [jax.tree_util.keystr(p) for p, _ in paths_and_leaves])
-        norms = [_scales.norm_of([leaf], norm) for _, leaf in paths_and_leaves]
-        codes = [
-            _codes(words[i], leaf, norms[i], levels) for i, (_, leaf) in enumerate(paths_and_leaves)
-        ]
+        words = jax.tree.leaves(_random.tree_words(words, updates))
+        norms = [_norms.norm_of([leaf], norm) for leaf in leaves]
+        codes = [_codes(words[i], leaf, norms[i], levels) for i, leaf in enumerate(leaves)]
         payloads = [_pack(code, num_bits) for code in codes]
-        scales = jnp.array([_scales.value(r) for r in norms])
+        scales = jnp.array([_norms.value(r) for r in norms])
         decode = functools.partial(_decode, levels)
         mean, voters = _exchange.mean(
             payloads, scales, is_voting, updates, decode, down_dtype, axis_name
@@ -104,7 +102,7 @@ def average_quantized(
     )
 
 
-def _codes(words: jax.Array, g: jax.Array, norm: _scales.Norms, levels: int) -> jax.Array:
+def _codes(words: jax.Array, g: jax.Array, norm: _norms.Norms, levels: int) -> jax.Array:
     """level + s, with levels from -s to s: uint8[size]."""
     mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)
     magnitude = jnp.abs(g.reshape(-1)).astype(jnp.float32) * (1.0 / norm.unit) * (levels / mantissa)

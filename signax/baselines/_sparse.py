@@ -75,10 +75,9 @@ def average_random_k(
     _link.require_fraction(fraction, name)
 
     def exchange(updates, is_voting, state):
-        paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
+        leaves, treedef = jax.tree.flatten(updates)
         words = _random.link_words(state.key, _TAG, state.count, 0)  # no worker: the same for all
-        words = _random.leaf_words(words, [jax.tree_util.keystr(p) for p, _ in paths_and_leaves])
-        leaves = [leaf for _, leaf in paths_and_leaves]
+        words = jax.tree.leaves(_random.tree_words(words, updates))
         chosen = [_choose(words[i], leaf.size, fraction) for i, leaf in enumerate(leaves)]
         values = [leaf.reshape(-1)[c] for leaf, c in zip(leaves, chosen, strict=True)]
         sums, voters = _link.all_reduce(values, is_voting, axis_name)

@@ -1,26 +1,20 @@
 r"""How large is R, the scale of a stochastic sign: by which norm, over what, shared with whom.
 
-A norm is kept as mantissa times a power of two, and taken in float32 after dividing by it, so that
-gradients of 1e-30 and of 3e38 give the law of 1.
-
 Sources: Safaryan and Richtarik, "Stochastic Sign Descent Methods", ICML 2021, arXiv:1905.12938,
 Definition 3 (l2, global); Yu et al., "StoSignSGD", 2026, arXiv:2604.15416 (the running maximum).
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signax import _choices, _reductions, _workers
+from signax import _choices, _workers
 from signax._shards import _whole
-from signax.signs import _sign
-
-Norm = Literal["l2", "linf"]
+from signax.signs import _norms, _sign
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +60,14 @@ class Scale:
       Scale(norm='linf', scope='leaf', shared=False, running=True, share_every=10)
     """
 
-    norm: Norm = "l2"
+    norm: _norms.Norm = "l2"
     scope: _sign.Scope | int = "global"
     shared: bool = False
     running: bool = False
     share_every: int | None = None
 
     def __post_init__(self):
-        _choices.require(self.norm, Norm, "Scale", "norm")
+        _choices.require(self.norm, _norms.Norm, "Scale", "norm")
         block = _choices.as_integer(self.scope)
         if block is not None and block >= 1:
             object.__setattr__(self, "scope", block)  # of Python: it decides on shapes
@@ -102,17 +96,11 @@ class Scale:
             )
 
 
-class Norms(NamedTuple):
-    """mantissa * unit, the unit a power of two: 1e-30 and 3e38 keep all their bits."""
-
-    mantissa: jax.Array  # float32, of any shape
-    unit: jax.Array  # the same
-
-
 class Scales(NamedTuple):
     """The R of one worker's gradient."""
 
-    norms: list[Norms]  # all in one, [1] or [leaves]; or in blocks one for each leaf, [blocks]
+    # all in one, [1] or [leaves]; or in blocks one for each leaf, [blocks]
+    norms: list[_norms.Norms]
     is_finite: jax.Array  # bool[]: whether the gradient is, and a fixed scale can be an R
     largest: jax.Array | None  # float32[number of scales]: the largest so far, if it is kept
 
@@ -127,7 +115,7 @@ def find(
 ) -> Scales:
     """R for all leaves (`per_leaf`), and whether this worker's gradient is finite."""
     if not isinstance(scale, Scale):
-        fixed = normalized(jnp.asarray(scale, jnp.float32)[None])
+        fixed = _norms.normalized(jnp.asarray(scale, jnp.float32)[None])
         is_finite = _sign.all_finite(leaves) & is_usable(fixed)[0]
         return Scales([fixed], is_finite, None)
     groups = [leaves] if scale.scope == "global" else [[leaf] for leaf in leaves]
@@ -136,7 +124,7 @@ def find(
     elif isinstance(scale.scope, int):
         norms = [_block_norms(leaf, scale.norm, scale.scope) for leaf in leaves]
     else:
-        norms = [norms_of(groups, scale.norm)]
+        norms = [_norms.norms_of(groups, scale.norm)]
     is_finite = ~_sign.any_of([jnp.any(~jnp.isfinite(norm.mantissa)) for norm in norms])
     if scale.running or (scale.shared and axis_name is not None):
         own = _largest_so_far(norms, is_finite, largest)
@@ -176,21 +164,16 @@ def num_scales(leaves: Sequence[jax.Array], scale: Scale) -> int:
     return 1 if scale.scope == "global" else len(leaves)
 
 
-def value(norm: Norms) -> jax.Array:
-    """The norm as a float32, the largest float32 if it is beyond."""
-    return jnp.minimum(norm.mantissa * norm.unit, jnp.finfo(jnp.float32).max)
-
-
-def is_usable(norm: Norms) -> jax.Array:
+def is_usable(norm: _norms.Norms) -> jax.Array:
     """Whether a number can be an R, as a traced one need not: 0 or positive, and finite."""
     return jnp.isfinite(norm.mantissa) & (norm.mantissa >= 0)
 
 
 def _largest_so_far(
-    norms: Sequence[Norms], is_finite: jax.Array, largest: jax.Array | None
+    norms: Sequence[_norms.Norms], is_finite: jax.Array, largest: jax.Array | None
 ) -> jax.Array:
     """This worker's norms, float32[number of scales]; one that abstains has nothing to add."""
-    own = jnp.concatenate([value(norm) for norm in norms])
+    own = jnp.concatenate([_norms.value(norm) for norm in norms])
     own = jnp.where(is_finite, own, 0.0)
     return own if largest is None else jnp.maximum(own, largest)
 
@@ -215,26 +198,27 @@ def _shared(
     )
 
 
-def _as_norms(found: jax.Array, norms: Sequence[Norms]) -> list[Norms]:
+def _as_norms(found: jax.Array, norms: Sequence[_norms.Norms]) -> list[_norms.Norms]:
     """One vector of norms cut as the norms were."""
-    return list(map(normalized, jnp.split(found, np.cumsum([n.unit.size for n in norms])[:-1])))
+    starts = np.cumsum([norm.unit.size for norm in norms])[:-1]
+    return list(map(_norms.normalized, jnp.split(found, starts)))
 
 
-def _block_norms(leaf: jax.Array, norm: Norm, block: int) -> Norms:
+def _block_norms(leaf: jax.Array, norm: _norms.Norm, block: int) -> _norms.Norms:
     """One norm for each block of coordinates, float32[ceil(d / block)]."""
     g, whole = leaf.reshape(-1), leaf.size - leaf.size % block
     if block == 1:  # a coordinate is its own norm, for which XLA would reduce over nothing
-        return normalized(jnp.abs(g.astype(jnp.float32)))
+        return _norms.normalized(jnp.abs(g.astype(jnp.float32)))
     rows = [g[:whole].reshape(-1, block)]
     if whole < g.size:  # apart, for a whole leaf that is padded XLA writes out
         rows.append(jnp.pad(g[whole:], (0, -g.size % block)).reshape(1, block))
-    norms = [jax.vmap(lambda row: norm_of([row], norm))(some) for some in rows]
-    return Norms(*map(jnp.concatenate, zip(*norms, strict=True)))
+    norms = [jax.vmap(lambda row: _norms.norm_of([row], norm))(some) for some in rows]
+    return _norms.Norms(*map(jnp.concatenate, zip(*norms, strict=True)))
 
 
 def _norms_of_shards(
     leaves: Sequence[jax.Array], shards: Sequence[_whole.Shard], scale: Scale
-) -> Norms:
+) -> _norms.Norms:
     """The norms of the whole leaves of which these are shards: two reductions of L floats."""
     if isinstance(scale.scope, int):
         raise ValueError(
@@ -243,60 +227,15 @@ def _norms_of_shards(
             ' one block\'s R would lie on two devices. Write scope="leaf" (with norm="linf", it'
             ' carries nearly as much) or scope="global".'
         )
-    here = norms_of([[leaf] for leaf in leaves], scale.norm)
-    largest = _whole.largest(value(here))
+    here = _norms.norms_of([[leaf] for leaf in leaves], scale.norm)
+    largest = _whole.largest(_norms.value(here))
     if scale.scope == "global":
         largest = jnp.max(largest, keepdims=True)
-    norms = normalized(largest)
+    norms = _norms.normalized(largest)
     if scale.norm == "linf":
         (is_finite,) = _whole.all_of(jnp.all(jnp.isfinite(here.mantissa)))
-        return Norms(jnp.where(is_finite, norms.mantissa, jnp.nan), norms.unit)
+        return _norms.Norms(jnp.where(is_finite, norms.mantissa, jnp.nan), norms.unit)
     squares = _whole.totals((here.mantissa * (here.unit / norms.unit)) ** 2, shards)
     if scale.scope == "global":
         squares = jnp.sum(squares, keepdims=True)
-    return Norms(jnp.sqrt(squares), norms.unit)
-
-
-def norm_of(leaves: Sequence[jax.Array], norm: Norm) -> Norms:
-    """One norm of several arrays, float32[]."""
-    return Norms(*(x[0] for x in norms_of([leaves], norm)))
-
-
-def norms_of(groups: Sequence[Sequence[jax.Array]], norm: Norm) -> Norms:
-    """One norm for each group of arrays, float32[groups]; NaN or infinite if a coordinate is.
-
-    What follows the passes over the arrays is worked out for all groups at once.
-    """
-    wide = [[leaf.astype(jnp.float32) for leaf in group] for group in groups]
-    if norm == "linf":
-        return normalized(jnp.stack([_reductions.largest(group) for group in wide]))
-    means, weights = zip(*map(_mean_squares, wide), strict=True)
-    unit = _reductions.power_of_two(jnp.stack([_reductions.largest(own) for own in means]))
-    inverse, squares = 1.0 / unit, []
-    for i in range(len(groups)):
-        parts = [
-            w * jnp.sum((x * inverse[i]) ** 2) for x, w in zip(means[i], weights[i], strict=True)
-        ]
-        squares.append(sum(parts, start=jnp.zeros((), jnp.float32)))
-    return Norms(jnp.sqrt(jnp.stack(squares)), unit)
-
-
-def _mean_squares(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], list[int]]:
-    """Root mean squares of lanes, and how many squares each is the mean of."""
-    lanes, rest = _reductions.in_lanes(leaves)
-    return [*map(_root_mean_square, lanes), rest], [*map(len, lanes), 1]
-
-
-@jax.jit  # traced once for all leaves of a size
-def _root_mean_square(lanes: Sequence[jax.Array]) -> jax.Array:
-    """Of the lanes laid upon each other, at each place, whatever their magnitudes."""
-    if len(lanes) == 1:
-        return jnp.abs(lanes[0])
-    scaled, unit = _reductions.in_common_unit(lanes)
-    return jnp.sqrt(functools.reduce(jnp.add, [x**2 for x in scaled]) / len(lanes)) * unit
-
-
-def normalized(r: jax.Array) -> Norms:
-    """A float as mantissa * unit with 1 <= mantissa < 4 and a unit whose inverse is a float32."""
-    unit = _reductions.power_of_two(r)
-    return Norms(r / unit, unit)
+    return _norms.Norms(jnp.sqrt(squares), norms.unit)

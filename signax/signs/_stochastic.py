@@ -28,7 +28,7 @@ from jax.core import Tracer
 
 from signax import _choices, _workers
 from signax._shards import _nesting, _whole
-from signax.signs import _random, _scales, _sign
+from signax.signs import _norms, _random, _scales, _sign
 
 _TAG = 0x53544F43  # this link's place in the address of a random word
 _LARGEST = float(np.finfo(np.float32).max)
@@ -83,9 +83,9 @@ def stochastic_sign(
                 f" {scale}. It is R, in the units of g; where it is 0 the signs are 0."
             )
     norm = (
-        _scales.norm_of([g], "l2")
+        _norms.norm_of([g], "l2")
         if scale is None
-        else _scales.normalized(jnp.asarray(scale, jnp.float32))
+        else _norms.normalized(jnp.asarray(scale, jnp.float32))
     )
     is_finite = _scales.is_usable(norm)
     if scale is not None:
@@ -225,7 +225,7 @@ def signs_and_scales(
         _draw(leaf_words[i], leaf, factors[i], block, is_finite, has_scale, shards[i])
         for i, leaf in enumerate(leaves)
     ]
-    values = per_leaf(list(map(_scales.value, norms)))
+    values = per_leaf(list(map(_norms.value, norms)))
     scales = [_in_shape(r, block, g) for r, g in zip(values, leaves, strict=True)]
     # The count is only an address: it may wrap after 2^32 steps.
     state = state._replace(count=state.count + 1, largest=largest)
@@ -237,7 +237,7 @@ def _in_shape(r: jax.Array, block: int | None, g: jax.Array) -> jax.Array:
     return r if block is None else _scales.at_coordinates(r, block, g.size).reshape(g.shape)
 
 
-def _factors(norm: _scales.Norms) -> tuple[jax.Array, jax.Array]:
+def _factors(norm: _norms.Norms) -> tuple[jax.Array, jax.Array]:
     """What makes 2^31 g / R of g, one after the other: their product may leave float32."""
     mantissa = jnp.where(norm.mantissa > 0, norm.mantissa, 1.0)  # a leaf of zeros: fair coins
     return 1.0 / norm.unit, 2.0**31 / mantissa
